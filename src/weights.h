@@ -1,0 +1,44 @@
+/*
+ * weights.h — named tensors from files: one interface over safetensors (single, sharded), GGUF and synthetic presets.
+ * Everything read from disk is hostile until checked here: header sizes, JSON, dtypes, ranks, products, ranges against
+ * the file size, overlaps, duplicates across shards. Knows names and shapes, not what they mean. Layer 1.
+ */
+#ifndef XL_WEIGHTS_H
+#define XL_WEIGHTS_H
+
+#include "dtype.h"
+
+typedef struct xl_tensor {
+    const char *name; /* owned by the xl_weights */
+    xlstm_dtype dtype;
+    uint32_t rank;     /* 0 .. 4 */
+    uint64_t shape[4]; /* outermost first: a linear weight is [out, in] */
+    size_t bytes;
+    uint32_t file;   /* index for xl_weights_file */
+    uint64_t offset; /* in that file */
+} xl_tensor;
+
+typedef struct xl_weights xl_weights;
+
+/* A folder, a .safetensors file, a .gguf file or "preset:NAME". */
+int xl_weights_open(xl_weights **out, const char *path, const xl_log *log, xlstm_error *err);
+void xl_weights_close(xl_weights *w);
+const char *xl_weights_format(const xl_weights *w); /* "safetensors", "gguf", "preset" */
+size_t xl_weights_count(const xl_weights *w);
+const xl_tensor *xl_weights_at(const xl_weights *w, size_t i); /* in file order */
+const xl_tensor *xl_weights_find(const xl_weights *w, const char *name);
+const char *xl_weights_file(const xl_weights *w, uint32_t file); /* base name */
+/* The tensor's bytes, valid until xl_weights_drop of it or close. Synthetic tensors are made on the first call. */
+int xl_weights_data(const void **out, xl_weights *w, const xl_tensor *t, xlstm_error *err);
+/* Done with these bytes: their pages leave this process and the page cache (synthetic: freed). */
+void xl_weights_drop(xl_weights *w, const xl_tensor *t);
+/* Starts reading the tensor ahead. */
+void xl_weights_want(xl_weights *w, const xl_tensor *t);
+/* Settings that travel with the weights as the text of a config.json (GGUF keys, preset geometry); NULL if none. */
+const char *xl_weights_config(const xl_weights *w);
+/* The same for an embedded tokenizer.json and tokenizer_config.json. */
+const char *xl_weights_tokenizer(const xl_weights *w, const char **tokenizer_config);
+/* Over names, dtypes, shapes, and samples of every tensor's bytes; equal files give equal values. */
+int xl_weights_fingerprint(uint64_t *out, xl_weights *w, xlstm_error *err);
+
+#endif
