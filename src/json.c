@@ -1,0 +1,119 @@
+/*
+ * json.c — strict JSON through jansson. See json.h.
+ */
+#include "json.h"
+
+#include <math.h>
+#include <string.h>
+
+json_t *xl_json_parse(const char *text, size_t size, const char *name, bool unique, xlstm_error *err)
+{
+    json_error_t where;
+    json_t *root = json_loadb(text, size, JSON_ALLOW_NUL | (unique ? JSON_REJECT_DUPLICATES : 0u), &where);
+    if (root == NULL) {
+        xl_fail(err, XLSTM_E_FORMAT, "%s: line %d, column %d: %s; expected valid JSON", name, where.line, where.column,
+                where.text);
+        return NULL;
+    }
+    if (!json_is_object(root)) {
+        xl_fail(err, XLSTM_E_FORMAT, "%s: expected a JSON object, found %s", name, xl_json_type(root));
+        json_decref(root);
+        return NULL;
+    }
+    return root;
+}
+
+json_t *xl_json_read(const char *path, size_t limit, bool unique, xlstm_error *err)
+{
+    char *text;
+    size_t size = 0;
+    if (xl_read_file(&text, &size, path, limit, err) != XLSTM_OK) return NULL;
+    json_t *root = xl_json_parse(text, size, path, unique, err);
+    xl_release(text);
+    return root;
+}
+
+const char *xl_json_type(const json_t *value)
+{
+    if (value == NULL) return "absent";
+    switch (json_typeof(value)) {
+    case JSON_OBJECT: return "object";
+    case JSON_ARRAY: return "array";
+    case JSON_STRING: return "string";
+    case JSON_INTEGER:
+    case JSON_REAL: return "number";
+    case JSON_TRUE:
+    case JSON_FALSE: return "boolean";
+    default: return "null";
+    }
+}
+
+/* The member, or NULL when it is absent or null. */
+static const json_t *member(const json_t *object, const char *key)
+{
+    const json_t *value = json_object_get(object, key);
+    return json_is_null(value) ? NULL : value;
+}
+
+static int wrong_type(xlstm_error *err, const char *name, const char *key, const char *expected, const json_t *value)
+{
+    return xl_fail(err, XLSTM_E_FORMAT, "%s: field \"%s\": expected %s, found %s", name, key, expected,
+                   xl_json_type(value));
+}
+
+int xl_json_bool(bool *out, const json_t *object, const char *key, const char *name, xlstm_error *err)
+{
+    const json_t *value = member(object, key);
+    if (value == NULL) return XLSTM_OK;
+    if (!json_is_boolean(value)) return wrong_type(err, name, key, "true or false", value);
+    *out = json_is_true(value);
+    return XLSTM_OK;
+}
+
+int xl_json_int(int64_t *out, const json_t *object, const char *key, int64_t low, int64_t high, const char *name,
+                xlstm_error *err)
+{
+    const json_t *value = member(object, key);
+    if (value == NULL) return XLSTM_OK;
+    int64_t x;
+    if (json_is_integer(value)) {
+        x = (int64_t)json_integer_value(value);
+    } else if (json_is_real(value) && fabs(json_real_value(value)) < 9e15 &&
+               floor(json_real_value(value)) == json_real_value(value)) {
+        x = (int64_t)json_real_value(value);
+    } else {
+        return wrong_type(err, name, key, "an integer", value);
+    }
+    if (x < low || x > high) {
+        return xl_fail(err, XLSTM_E_FORMAT, "%s: field \"%s\": expected %lld .. %lld, found %lld", name, key,
+                       (long long)low, (long long)high, (long long)x);
+    }
+    *out = x;
+    return XLSTM_OK;
+}
+
+int xl_json_real(double *out, const json_t *object, const char *key, double low, double high, const char *name,
+                 xlstm_error *err)
+{
+    const json_t *value = member(object, key);
+    if (value == NULL) return XLSTM_OK;
+    if (!json_is_number(value)) return wrong_type(err, name, key, "a number", value);
+    double x = json_number_value(value);
+    if (!(x >= low && x <= high)) {
+        return xl_fail(err, XLSTM_E_FORMAT, "%s: field \"%s\": expected %g .. %g, found %g", name, key, low, high, x);
+    }
+    *out = x;
+    return XLSTM_OK;
+}
+
+int xl_json_text(const char **out, const json_t *object, const char *key, const char *name, xlstm_error *err)
+{
+    const json_t *value = member(object, key);
+    if (value == NULL) return XLSTM_OK;
+    if (!json_is_string(value)) return wrong_type(err, name, key, "a string", value);
+    if (strlen(json_string_value(value)) != json_string_length(value)) {
+        return xl_fail(err, XLSTM_E_FORMAT, "%s: field \"%s\": holds a NUL character", name, key);
+    }
+    *out = json_string_value(value);
+    return XLSTM_OK;
+}
