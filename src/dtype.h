@@ -39,8 +39,8 @@ float xl_f16_to_f32(uint16_t h);
 uint16_t xl_f32_to_f16(float x); /* nearest even; overflow becomes Inf, as IEEE says */
 static inline float xl_round_f16(float x) { return xl_f16_to_f32(xl_f32_to_f16(x)); }
 
-/* n elements (a multiple of the block) of any dtype to float32 and back. Encoding to ggml block formats follows the
- * public reference rounding bit for bit. */
+/* n elements (a multiple of the block) of any dtype to float32 and back. Decoding is bit-exact with the public formats,
+ * so is encoding to Q8_0 and Q4_0; the K encoders fill the public layout by a least-squares fit of their own. */
 void xl_decode_row(float *out, const void *in, xlstm_dtype dtype, size_t n);
 void xl_encode_row(void *out, const float *in, xlstm_dtype dtype, size_t n);
 

@@ -1,0 +1,108 @@
+/* test_threads.c — the worker pool: every piece runs exactly once, regions do not leak into each other, valid worker
+ * indices, odd thread counts, more threads than CPUs. Meant to run under ThreadSanitizer too. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "threads.h"
+
+#include <stdatomic.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct region {
+    atomic_uint runs[512];
+    uint32_t number, threads;
+    atomic_uint bad;
+    uint64_t plain[512]; /* written without atomics: each piece owns its slot */
+} region;
+
+static void count(void *arg, uint32_t piece, uint32_t worker)
+{
+    region *r = arg;
+    atomic_fetch_add(&r->runs[piece], 1);
+    if (worker >= r->threads) atomic_fetch_add(&r->bad, 1);
+    r->plain[piece] += r->number + piece;
+}
+
+static void test_every_piece_once(void **state)
+{
+    (void)state;
+    static region r;
+    static const uint32_t threads[] = {1, 2, 3, 8};
+    for (size_t t = 0; t < XL_COUNT(threads); t++) {
+        xl_pool *pool;
+        assert_int_equal(xl_pool_new(&pool, threads[t], NULL), XLSTM_OK);
+        assert_int_equal(xl_pool_threads(pool), threads[t]);
+        memset(&r, 0, sizeof r);
+        r.threads = threads[t];
+        uint32_t expected[512] = {0};
+        uint64_t sums[512] = {0};
+        for (uint32_t i = 0; i < 3000; i++) {
+            uint32_t n = i * 7 % 60;
+            if (i % 500 == 499) {
+                n = 512;
+                usleep(3000); /* workers fall asleep */
+            }
+            r.number = i;
+            xl_pool_run(pool, n, count, &r);
+            for (uint32_t p = 0; p < n; p++) {
+                expected[p]++;
+                sums[p] += i + p;
+            }
+        }
+        for (uint32_t p = 0; p < 512; p++) {
+            assert_int_equal(atomic_load(&r.runs[p]), expected[p]);
+            assert_true(r.plain[p] == sums[p]);
+        }
+        assert_int_equal(atomic_load(&r.bad), 0);
+        xl_pool_free(pool);
+    }
+}
+
+static void nap(void *arg, uint32_t piece, uint32_t worker)
+{
+    (void)worker;
+    if (piece == 0) usleep(20000);
+    atomic_fetch_add((atomic_uint *)arg, 1);
+}
+
+static void test_caller_waits_for_slow_piece(void **state)
+{
+    (void)state;
+    xl_pool *pool;
+    assert_int_equal(xl_pool_new(&pool, 3, NULL), XLSTM_OK);
+    for (int i = 0; i < 5; i++) {
+        atomic_uint done = 0;
+        xl_pool_run(pool, 9, nap, &done);
+        assert_int_equal(atomic_load(&done), 9);
+    }
+    xl_pool_free(pool);
+}
+
+static void test_arguments(void **state)
+{
+    (void)state;
+    xl_pool *pool;
+    xlstm_error err = {0};
+    assert_int_equal(xl_pool_new(&pool, 100000, &err), XLSTM_E_ARGUMENT);
+    assert_null(pool);
+    assert_non_null(strstr(err.message, "100000"));
+    assert_int_equal(xl_pool_new(&pool, 0, &err), XLSTM_OK);
+    assert_true(xl_pool_threads(pool) >= 1);
+    xl_pool_free(pool);
+    xl_pool_free(NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_piece_once),
+        cmocka_unit_test(test_caller_waits_for_slow_piece),
+        cmocka_unit_test(test_arguments),
+    };
+    return cmocka_run_group_tests_name("threads", tests, NULL, NULL);
+}
