@@ -1,0 +1,68 @@
+# A short front for CMake (CMakeLists.txt, CMakePresets.json). `make help` lists the targets.
+CMAKE := $(or $(wildcard .venv/bin/cmake),cmake)
+NINJA := $(or $(wildcard .venv/bin/ninja),ninja)
+PREFIX ?= /usr/local
+DESTDIR ?=
+PROMPT ?= Once upon a time there was a little rabbit who
+MODEL ?=
+FUZZ_SECONDS ?= 300
+# What compilers and linters look at. Headers of src/ are reached through the sources.
+C_FILES = $(wildcard src/*.[ch] src/*/*.[ch] include/*.h cli/*.[ch] tests/*.[ch] examples/*.[ch])
+
+.PHONY: all demo check bench install deps format lint parity fuzz clean help
+all: build/build.ninja
+	@$(NINJA) -C build
+
+build/build.ninja: CMakePresets.json | build-deps
+	@$(CMAKE) --preset release
+
+.PHONY: build-deps
+build-deps:
+	@tools/deps.sh build
+
+demo: all
+	@build/xlstm generate -p "$(PROMPT)" --max-tokens 200 --temperature 0.8 --seed 1 --stats
+
+check:
+	@tools/check.sh
+
+bench: all
+	@build/xlstm bench
+
+install: all
+	@$(CMAKE) -S . -B build -DCMAKE_INSTALL_PREFIX="$(PREFIX)" >/dev/null
+	@$(NINJA) -C build
+	@DESTDIR="$(DESTDIR)" $(CMAKE) --install build
+
+deps:
+	@tools/deps.sh all
+
+format:
+	clang-format -i $(C_FILES)
+
+lint: all
+	@tools/lint.sh $(C_FILES)
+
+parity: all
+	@test -n "$(MODEL)" || { echo "usage: make parity MODEL=DIR   (a Hugging Face xLSTM folder)"; exit 2; }
+	@sh tools/python.sh tests/parity.py --program build/xlstm --model "$(MODEL)"
+
+fuzz:
+	@tools/deps.sh test
+	@tools/fuzz.sh $(FUZZ_SECONDS)
+
+clean:
+	rm -rf build build-*
+
+help:
+	@echo "make              build/xlstm, build/libxlstm.so, build/libxlstm.a"
+	@echo "make demo         build, then stream text from the model that ships   (PROMPT=...)"
+	@echo "make check        every test: unit, sanitizers, fuzz smoke, headers, layers, install, aarch64 under qemu"
+	@echo "make bench        prefill and decode speed of the built-in geometries"
+	@echo "make install      PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)"
+	@echo "make deps         install everything the above needs (apt), and Python packages for tests into .venv"
+	@echo "make format       clang-format over the C files"
+	@echo "make lint         clang-tidy, cppcheck, shellcheck"
+	@echo "make parity       MODEL=DIR: compare logits and text with Hugging Face transformers"
+	@echo "make fuzz         FUZZ_SECONDS=$(FUZZ_SECONDS) for each fuzz target"
+	@echo "make clean        remove the build folders"

@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# Installs what is missing: tools/deps.sh build|test|all
+#   build   compiler, CMake, Ninja and the libraries the program links against
+#   test    also what `make check` uses; only cmocka is a must there, anything else that is missing becomes a skip
+#   all     also cross compiler and emulator for 64-bit ARM, linters and formatter; for continuous integration
+# With apt and root (or sudo) it installs; otherwise it prints what to install. Does nothing when all is there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+group=${1:-build}
+must=(gcc libc6-dev make cmake ninja-build pkg-config libjansson-dev libpcre2-dev libxxhash-dev libedit-dev)
+may=()
+case $group in
+build) ;;
+test | all)
+    must+=(libcmocka-dev)
+    may+=(g++ clang libclang-rt-dev python3-venv)
+    if [ "$group" = all ]; then
+        may+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static clang-format clang-tidy cppcheck shellcheck)
+    fi
+    ;;
+*)
+    echo "usage: tools/deps.sh build|test|all" >&2
+    exit 2
+    ;;
+esac
+
+have_package() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+# Without dpkg: judge by what can be found, and name what cannot.
+found_without_apt()
+{
+    case $1 in
+    libc6-dev | g++ | libc6-dev-arm64-cross | libclang-rt-dev | python3-venv) return 0 ;;
+    ninja-build) command -v ninja >/dev/null ;;
+    gcc) command -v cc >/dev/null ;;
+    gcc-aarch64-linux-gnu) command -v aarch64-linux-gnu-gcc >/dev/null ;;
+    qemu-user-static) command -v qemu-aarch64 qemu-aarch64-static >/dev/null ;;
+    libjansson-dev) pkg-config --exists jansson 2>/dev/null ;;
+    libpcre2-dev) pkg-config --exists libpcre2-8 2>/dev/null ;;
+    libxxhash-dev) pkg-config --exists libxxhash 2>/dev/null ;;
+    libedit-dev) pkg-config --exists libedit 2>/dev/null ;;
+    libcmocka-dev) pkg-config --exists cmocka 2>/dev/null ;;
+    *) command -v "$1" >/dev/null ;;
+    esac
+}
+
+has_apt=false
+command -v apt-get >/dev/null && command -v dpkg-query >/dev/null && has_apt=true
+
+list_missing()
+{
+    missing=()
+    for package in "$@"; do
+        if ! found_without_apt "$package" || { $has_apt && ! have_package "$package"; }; then
+            # A tool from elsewhere is as good as the package.
+            case $package in
+            gcc | make | cmake | ninja-build | pkg-config | clang | clang-format | clang-tidy | cppcheck | shellcheck)
+                found_without_apt "$package" && continue
+                ;;
+            esac
+            missing+=("$package")
+        fi
+    done
+}
+
+as_root=()
+can_install=false
+if $has_apt; then
+    if [ "$(id -u)" = 0 ]; then
+        can_install=true
+    elif command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
+        can_install=true
+        as_root=(sudo)
+    fi
+fi
+
+list_missing "${must[@]}" "${may[@]}"
+if [ ${#missing[@]} -gt 0 ] && $can_install; then
+    echo "installing: ${missing[*]}"
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq || true
+    available=()
+    for package in "${missing[@]}"; do
+        # Not every release has every optional package (libclang-rt-dev is part of clang elsewhere).
+        if apt-cache show "$package" >/dev/null 2>&1; then available+=("$package"); fi
+    done
+    if [ ${#available[@]} -gt 0 ]; then
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            -o Dpkg::Use-Pty=0 "${available[@]}" >/dev/null
+    fi
+    list_missing "${must[@]}"
+else
+    optional=("${missing[@]}")
+    list_missing "${must[@]}"
+    if [ ${#missing[@]} -eq 0 ] && [ ${#optional[@]} -gt 0 ]; then
+        echo "note: these are missing, what needs them is skipped: ${optional[*]}" >&2
+    fi
+fi
+if [ ${#missing[@]} -gt 0 ]; then
+    if $has_apt; then
+        echo "missing packages. Install them, then try again:" >&2
+        echo "    sudo apt-get install ${missing[*]}" >&2
+    else
+        echo "missing (Debian package names; your system has its own): ${missing[*]}" >&2
+    fi
+    exit 1
+fi
+
+# Older Debian and Ubuntu releases carry an older CMake; PyPI has a new one.
+if ! printf '3.25\n%s\n' "$(cmake --version | sed -n 's/^cmake version //p')" | sort -VC; then
+    if [ ! -x .venv/bin/cmake ] && ! { python3 -m venv .venv && .venv/bin/pip install -q 'cmake>=3.25,<4'; }; then
+        echo "CMake 3.25 or newer is needed; found $(cmake --version | head -n 1)" >&2
+        exit 1
+    fi
+fi
+
+# Python packages that tests compare with. Without them those tests are skipped.
+if [ "$group" != build ] && ! cmp -s tools/requirements.txt .venv/installed.txt; then
+    if python3 -m venv .venv >/dev/null 2>&1 &&
+        .venv/bin/pip install -q --disable-pip-version-check --retries 1 -r tools/requirements.txt; then
+        cp tools/requirements.txt .venv/installed.txt
+    else
+        echo "note: no Python packages (python3-venv or PyPI out of reach); what needs them is skipped" >&2
+    fi
+fi
