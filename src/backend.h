@@ -12,7 +12,8 @@
  *   - accumulation is float32 (float64 in reference64), whatever the weights' storage format;
  *   - with activations BF16 or F16, the result of every operation (linear, norm, sum, product, h) is rounded to that
  *     format when it is stored; state, gates, denominators and norm statistics stay float32;
- *   - linear: y = x W^T + b, rounded; with `add`: y = round(y_old + round(x W^T + b));
+ *   - linear: y = x W^T + b, rounded (not when `wide`); with `add`: y = round(y_old + round(x W^T + b));
+ *   - norms: one rounding at the end, statistics in float32 unless norm_float32 is off;
  *   - a row's result never depends on other rows, nor on how many there are (cpu: bit-identical);
  *   - nothing is ever flushed, clamped or skipped in a way that hides NaN or Inf.
  */
@@ -85,6 +86,7 @@ typedef struct xl_linear {
     xl_buffer *out;          /* [rows][stride] */
     uint32_t stride, column; /* row stride of `out` in elements and first column written */
     bool add;                /* out += instead of out = */
+    bool wide;               /* keep float32 whatever the activations are: gates and logits */
 } xl_linear;
 
 typedef struct xl_norm {
@@ -109,14 +111,29 @@ typedef struct xl_mlstm {
  * in the state dtype, then m [NH] in float32 (float64 for F64). I8: each C row [head_v] is head_v int8 followed by one
  * float32 scale, n is float32. Sizes: xl_state_layout. */
 typedef struct xl_state_layout {
-    xlstm_dtype dtype;
+    xlstm_dtype dtype;            /* of C */
+    xlstm_dtype n_dtype, m_dtype; /* of n and m */
     uint32_t num_blocks, num_heads, head_qk, head_v;
-    size_t c_row_bytes;                       /* one row of C: head_v elements and the scale */
-    size_t c_bytes, n_bytes, m_bytes;         /* a block's parts, all heads */
-    size_t block_bytes, total_bytes;          /* block_bytes is a multiple of 64 */
+    size_t c_row_bytes;               /* one row of C: head_v elements and the scale */
+    size_t n_head_bytes, m_head_bytes;
+    size_t c_bytes, n_bytes, m_bytes; /* a block's parts, all heads, each padded to a multiple of 64 */
+    size_t block_bytes, total_bytes;
 } xl_state_layout;
 int xl_state_layout_make(xl_state_layout *out, xlstm_dtype dtype, uint32_t num_blocks, uint32_t num_heads,
                          uint32_t head_qk, uint32_t head_v, xlstm_error *err);
+/* Byte offsets of one head's parts from the start of the state. */
+static inline size_t xl_state_c_offset(const xl_state_layout *s, size_t block, size_t head)
+{
+    return block * s->block_bytes + head * s->head_qk * s->c_row_bytes;
+}
+static inline size_t xl_state_n_offset(const xl_state_layout *s, size_t block, size_t head)
+{
+    return block * s->block_bytes + s->c_bytes + head * s->n_head_bytes;
+}
+static inline size_t xl_state_m_offset(const xl_state_layout *s, size_t block, size_t head)
+{
+    return block * s->block_bytes + s->c_bytes + s->n_bytes + head * s->m_head_bytes;
+}
 
 typedef struct xl_backend_ops {
     const char *name;
