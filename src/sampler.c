@@ -274,17 +274,17 @@ static bool before(candidate a, candidate b)
     return a.value != b.value ? a.value > b.value : a.id < b.id;
 }
 
-/* Restores the heap below `at`. With `best_first` the root ranks first, otherwise it ranks last. */
-static void sift_down(candidate *heap, size_t n, size_t at, bool best_first)
+/* Restores the heap below `at`; its root ranks last. */
+static void sift_down(candidate *heap, size_t n, size_t at)
 {
     candidate moving = heap[at];
     for (;;) {
         size_t child = 2 * at + 1;
         if (child >= n)
             break;
-        if (child + 1 < n && before(heap[child + 1], heap[child]) == best_first)
+        if (child + 1 < n && before(heap[child], heap[child + 1]))
             child++;
-        if (before(heap[child], moving) != best_first)
+        if (before(heap[child], moving))
             break;
         heap[at] = heap[child];
         at = child;
@@ -292,42 +292,51 @@ static void sift_down(candidate *heap, size_t n, size_t at, bool best_first)
     heap[at] = moving;
 }
 
-static void heapify(candidate *heap, size_t n, bool best_first)
+static inline uint32_t float_bits(float x)
 {
-    for (size_t i = n / 2; i-- > 0;)
-        sift_down(heap, n, i, best_first);
+    union {
+        float value;
+        uint32_t bits;
+    } u = {.value = x};
+    return u.bits;
 }
 
-/* e^x for x <= 0, relative error below 3e-7, 0 below -87. Cephes-style: 2^k times a polynomial on [-ln2/2, ln2/2]. */
+static inline float bits_float(uint32_t bits)
+{
+    union {
+        uint32_t bits;
+        float value;
+    } u = {.bits = bits};
+    return u.value;
+}
+
+/*
+ * e^x for x <= 0 (-inf too), relative error below 3e-7, 0 below -87: 2^k times a polynomial on [-ln2/2, ln2/2]. The
+ * comparisons are on bits, because compilers do not vectorise a choice between floats while traps are to be respected.
+ */
 static inline float exp_negative(float x)
 {
-    float y = x < -87.0f ? -87.0f : x;
-    float k = (float)(int32_t)(y * 1.44269504f - 0.5f);
-    float r = (y - k * 0.693359375f) + k * 2.12194440e-4f; /* y - k ln 2 in two steps */
+    const uint32_t limit = 0x42ae0000u; /* 87 */
+    uint32_t magnitude = float_bits(x) & 0x7fffffffu;
+    float y = -bits_float(magnitude < limit ? magnitude : limit);
+    int32_t k = (int32_t)(y * 1.44269504f - 0.5f);
+    float r = (y - (float)k * 0.693359375f) + (float)k * 2.12194440e-4f; /* y - k ln 2 in two steps */
     float p = 1.0f / 720.0f;
     p = p * r + 1.0f / 120.0f;
     p = p * r + 1.0f / 24.0f;
     p = p * r + 1.0f / 6.0f;
     p = p * r + 0.5f;
     p = p * r * r + r + 1.0f;
-    union {
-        uint32_t bits;
-        float value;
-    } power = {.bits = (uint32_t)((int32_t)k + 127) << 23};
-    return x < -87.0f ? 0.0f : p * power.value;
+    uint32_t power = (uint32_t)(k + 127) << 23;
+    return p * bits_float(magnitude > limit ? 0 : power);
 }
 
 /* Copies the logits, applies bias and penalties, finds the largest. Refuses NaN and +inf. */
 static int prepare(float *largest, xlstm_sampler *s, const float *logits, xlstm_error *err)
 {
     uint32_t bad = 0;
-    for (uint32_t i = 0; i < s->n; i++) {
-        union {
-            float value;
-            uint32_t bits;
-        } u = {.value = logits[i]};
-        bad |= ((u.bits & 0x7fffffffu) > 0x7f800000u) | (u.bits == 0x7f800000u);
-    }
+    for (uint32_t i = 0; i < s->n; i++)
+        bad |= (logits[i] != logits[i]) | (logits[i] == INFINITY);
     if (bad) {
         uint32_t i = 0;
         while (!isnan(logits[i]) && logits[i] != INFINITY)
@@ -336,8 +345,15 @@ static int prepare(float *largest, xlstm_sampler *s, const float *logits, xlstm_
     }
     memcpy(s->logits, logits, s->n * sizeof *logits);
     adjust_logits(s);
-    float best = -INFINITY;
-    for (uint32_t i = 0; i < s->n; i++)
+    float lane[16], best = -INFINITY; /* sixteen running maxima keep the loop free of one long dependency */
+    for (int j = 0; j < 16; j++)
+        lane[j] = -INFINITY;
+    for (uint32_t i = 0; i + 16 <= s->n; i += 16)
+        for (int j = 0; j < 16; j++)
+            lane[j] = s->logits[i + (uint32_t)j] > lane[j] ? s->logits[i + (uint32_t)j] : lane[j];
+    for (int j = 0; j < 16; j++)
+        best = lane[j] > best ? lane[j] : best;
+    for (uint32_t i = s->n / 16 * 16; i < s->n; i++)
         best = s->logits[i] > best ? s->logits[i] : best;
     if (best == -INFINITY)
         return xl_fail(err, XLSTM_E_ARGUMENT, "no token is left to choose: every logit is -Inf");
@@ -345,58 +361,114 @@ static int prepare(float *largest, xlstm_sampler *s, const float *logits, xlstm_
     return XLSTM_OK;
 }
 
-/* Fills candidates with the top-k logits (all of them if k is n, in id order); returns how many. */
-static size_t take_top_k(xlstm_sampler *s)
+/* Fills candidates with the k largest logits, in id order. */
+static void take_top_k(xlstm_sampler *s, size_t k)
 {
-    size_t k = s->options.top_k;
     candidate *c = s->candidates;
     for (size_t i = 0; i < k; i++)
         c[i] = (candidate){s->logits[i], (int32_t)i};
-    if (k == s->n)
-        return k;
-    heapify(c, k, false);
+    for (size_t i = k / 2; i-- > 0;)
+        sift_down(c, k, i);
     for (size_t i = k; i < s->n; i++) {
         if (s->logits[i] > c[0].value) { /* an equal one has the higher id: it stays out */
             c[0] = (candidate){s->logits[i], (int32_t)i};
-            sift_down(c, k, 0, false);
+            sift_down(c, k, 0);
         }
     }
-    return k;
+    candidate last = c[0];
+    size_t n = 0;
+    for (size_t i = 0; n < k; i++) {
+        candidate next = {s->logits[i], (int32_t)i};
+        if (next.value > last.value || (next.value == last.value && next.id <= last.id))
+            c[n++] = next;
+    }
 }
 
 /*
- * Keeps the fewest heaviest candidates whose weights reach p of the total, and moves them to the front; returns how
- * many. What weighs less than (1 - p) / n of the total cannot be among them (all such together weigh less than 1 - p),
- * so only the rest is ordered, and no further than the crossing.
+ * Keeps the fewest heaviest candidates whose weights reach `need`, in the order they had; returns how many. Weights are
+ * not negative, so their bits sort as they do: the weight at the crossing is found 11, 11 and 10 bits at a time with
+ * sums a bucket, in linear time whatever the weights. Of those equal to it the first ones stay: with candidates in id
+ * order, the lower ids.
  */
-static size_t take_top_p(candidate *c, size_t n, double total, double p)
+static size_t take_top_p(candidate *c, size_t n, double need)
 {
-    double cutoff = total * (1.0 - p) / (double)n * (1.0 - 1e-6); /* the margin is for rounding in `total` */
-    size_t rest = 0;
-    for (size_t i = 0; i < n; i++)
-        if ((double)c[i].value >= cutoff)
-            c[rest++] = c[i];
-    heapify(c, rest, true);
-    /* The heap shrinks from its end; those taken gather there, heaviest last. */
-    double sum = 0.0;
-    size_t taken = 0;
-    while (taken < rest && sum < p * total) {
-        candidate top = c[0];
-        size_t last = rest - 1 - taken;
-        c[0] = c[last];
-        sift_down(c, last, 0, true);
-        c[last] = top;
-        sum += (double)top.value;
-        taken++;
+    static const unsigned widths[] = {11, 11, 10};
+    double sums[1 << 11];
+    double above = 0.0; /* sum of what is heavier than the range under search */
+    uint32_t prefix = 0; /* leading bits of the weight at the crossing */
+    unsigned shift = 32;
+    for (size_t level = 0; level < XL_COUNT(widths); level++) {
+        unsigned known = shift;
+        shift -= widths[level];
+        uint32_t mask = (1u << widths[level]) - 1, lightest = mask;
+        memset(sums, 0, sizeof sums);
+        for (size_t i = 0; i < n; i++) {
+            uint32_t bits = float_bits(c[i].value);
+            if (level > 0 && bits >> known != prefix)
+                continue;
+            uint32_t bucket = bits >> shift & mask;
+            sums[bucket] += (double)c[i].value;
+            lightest = XL_MIN(lightest, bucket);
+        }
+        uint32_t bucket = mask;
+        while (bucket > lightest && above + sums[bucket] < need)
+            above += sums[bucket--];
+        prefix = prefix << widths[level] | bucket;
     }
-    memmove(c, c + (rest - taken), taken * sizeof *c);
-    return taken;
+    size_t kept = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits = float_bits(c[i].value);
+        if (bits < prefix || (bits == prefix && above >= need))
+            continue;
+        if (bits == prefix)
+            above += (double)c[i].value;
+        c[kept++] = c[i];
+    }
+    return kept;
+}
+
+/* Turns the chosen logits into weights; returns how many candidates there are, in id order, and the weights' sum. */
+static size_t weigh(double *total, xlstm_sampler *s, float largest)
+{
+    const xlstm_sampler_options *o = &s->options;
+    candidate *c = s->candidates;
+    size_t n = 0;
+    double sum = 0.0;
+    if (o->top_k < s->n) {
+        take_top_k(s, o->top_k);
+        for (n = 0; n < o->top_k; n++) {
+            c[n].value = exp_negative((c[n].value - largest) / o->temperature);
+            sum += (double)c[n].value;
+        }
+        *total = sum;
+        return n;
+    }
+    float *weights = s->logits; /* in locals, so that the compiler sees that the stores change nothing else */
+    const uint32_t all = s->n;
+    const float temperature = o->temperature;
+    for (uint32_t i = 0; i < all; i++)
+        weights[i] = exp_negative((weights[i] - largest) / temperature);
+    double part[4] = {0}; /* four sums run side by side */
+    for (uint32_t i = 0; i < all; i++)
+        part[i % 4] += (double)weights[i];
+    sum = (part[0] + part[1]) + (part[2] + part[3]);
+    /* What weighs less than (1 - p) / n of the sum is not in the nucleus: all such together weigh less than 1 - p. The
+     * margin is for rounding in the sum. */
+    float least = FLT_MIN;
+    if (o->top_p > 0.0f && o->top_p < 1.0f)
+        least = (float)(sum * (1.0 - (double)o->top_p) / (double)all * (1.0 - 1e-6));
+    for (uint32_t i = 0; i < all; i++) {
+        c[n] = (candidate){weights[i], (int32_t)i};
+        n += weights[i] >= least;
+    }
+    *total = sum;
+    return n;
 }
 
 int xlstm_sampler_choose(int32_t *id, xlstm_sampler *s, const float *logits, xlstm_error *err)
 {
     const xlstm_sampler_options *o = &s->options;
-    float largest;
+    float largest = 0.0f;
     int code = prepare(&largest, s, logits, err);
     if (code)
         return code;
@@ -409,15 +481,10 @@ int xlstm_sampler_choose(int32_t *id, xlstm_sampler *s, const float *logits, xls
     }
 
     candidate *c = s->candidates;
-    size_t n = take_top_k(s);
-    for (size_t i = 0; i < n; i++)
-        c[i].value = exp_negative((c[i].value - largest) / o->temperature);
     double total = 0.0;
-    for (size_t i = 0; i < n; i++)
-        total += (double)c[i].value;
-
+    size_t n = weigh(&total, s, largest);
     if (o->top_p > 0.0f && o->top_p < 1.0f)
-        n = take_top_p(c, n, total, (double)o->top_p);
+        n = take_top_p(c, n, (double)o->top_p * total);
     if (o->min_p > 0.0f) { /* the largest weight is 1 */
         size_t rest = 0;
         for (size_t i = 0; i < n; i++)
