@@ -116,6 +116,14 @@ else
     skip "clang: not installed"
 fi
 
+if ! command -v aarch64-linux-gnu-gcc >/dev/null || ! command -v qemu-aarch64-static >/dev/null ||
+    ! [ -e /usr/lib/aarch64-linux-gnu/libcmocka.so ]; then
+    echo "==== aarch64"
+    skip "aarch64: cross compiler, qemu or libraries are missing (make deps)"
+elif build aarch64; then
+    tests aarch64
+fi
+
 echo "==== fuzz smoke"
 tools/fuzz.sh 4 >"$log/fuzz" 2>&1
 status=$?

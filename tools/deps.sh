@@ -2,7 +2,8 @@
 # Installs what is missing: tools/deps.sh build|test|all
 #   build   compiler, CMake, Ninja and the libraries the program links against
 #   test    also what `make check` uses; only cmocka is a must there, anything else that is missing becomes a skip
-#   all     also cross compiler and emulator for 64-bit ARM, linters and formatter; for continuous integration
+#   all     also linters and formatter, and what runs the tests on emulated 64-bit ARM (adds that foreign architecture
+#           to dpkg on Debian); for continuous integration and contributors
 # With apt and root (or sudo) it installs; otherwise it prints what to install. Does nothing when all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +17,11 @@ test | all)
     must+=(libcmocka-dev)
     may+=(g++ clang libclang-rt-dev python3-venv)
     if [ "$group" = all ]; then
-        may+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static clang-format clang-tidy cppcheck shellcheck)
+        may+=(clang-format clang-tidy cppcheck shellcheck gcc-aarch64-linux-gnu qemu-user-static)
+        if [ "$(dpkg --print-architecture 2>/dev/null)" = amd64 ] && grep -q '^ID=debian' /etc/os-release; then
+            may+=(libc6-dev:arm64 libjansson-dev:arm64 libpcre2-dev:arm64 libxxhash-dev:arm64 libedit-dev:arm64
+                libcmocka-dev:arm64)
+        fi
     fi
     ;;
 *)
@@ -31,7 +36,7 @@ have_package() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" 
 found_without_apt()
 {
     case $1 in
-    libc6-dev | g++ | libc6-dev-arm64-cross | libclang-rt-dev | python3-venv) return 0 ;;
+    libc6-dev | g++ | libclang-rt-dev | python3-venv) return 0 ;;
     ninja-build) command -v ninja >/dev/null ;;
     gcc) command -v cc >/dev/null ;;
     gcc-aarch64-linux-gnu) command -v aarch64-linux-gnu-gcc >/dev/null ;;
@@ -78,15 +83,23 @@ fi
 list_missing "${must[@]}" "${may[@]}"
 if [ ${#missing[@]} -gt 0 ] && $can_install; then
     echo "installing: ${missing[*]}"
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq || true
+    case "${missing[*]}" in
+    *:arm64*) "${as_root[@]}" dpkg --add-architecture arm64 ;;
+    esac
+    "${as_root[@]}" apt-get update -qq || true
     available=()
     for package in "${missing[@]}"; do
         # Not every release has every optional package (libclang-rt-dev is part of clang elsewhere).
         if apt-cache show "$package" >/dev/null 2>&1; then available+=("$package"); fi
     done
     if [ ${#available[@]} -gt 0 ]; then
-        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-            -o Dpkg::Use-Pty=0 "${available[@]}" >/dev/null
+        install=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends)
+        if ! "${install[@]}" "${available[@]}" >/dev/null 2>&1; then
+            # One that cannot be had must not keep the others away.
+            for package in "${available[@]}"; do
+                "${install[@]}" "$package" >/dev/null || echo "note: $package could not be installed" >&2
+            done
+        fi
     fi
     list_missing "${must[@]}"
 else
