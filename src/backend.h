@@ -77,6 +77,7 @@ typedef struct xl_batch {
     uint32_t n_runs;
     const uint32_t *out_rows; /* [n_out], ascending: rows whose logits are wanted */
     uint32_t n_out;
+    bool traced; /* buffers are read between operations: run them one by one, never replay */
 } xl_batch;
 
 /* One product of a group that shares its input. */

@@ -1,0 +1,73 @@
+/*
+ * model.h — an opened checkpoint: settings, prepared weights, the buffers of one pass, and the pass itself. Layer 3.
+ * Owns the file mapping, the backend and everything the backend made for it.
+ */
+#ifndef XL_MODEL_H
+#define XL_MODEL_H
+
+#include "backend.h"
+#include "config.h"
+
+#include <pthread.h>
+
+typedef struct xl_block {
+    xl_matrix *weight[XL_ROLES]; /* shapes as in wiring.h */
+    xl_matrix *bias[XL_ROLES];   /* NULL where the checkpoint has none */
+} xl_block;
+
+/* Activations of a pass, [max_rows][width]. */
+typedef struct xl_pass_buffers {
+    xl_buffer *x;          /* residual stream [D] */
+    xl_buffer *u;          /* normalised input [D] */
+    xl_buffer *q, *k;      /* [Qd] */
+    xl_buffer *v, *o;      /* [Vd]; o before its sigmoid */
+    xl_buffer *gates;      /* [2 NH]: i, f before the cap */
+    xl_buffer *h, *g;      /* [Vd]: cell output; normalised and gated */
+    xl_buffer *gate, *up;  /* [F] */
+    xl_buffer *product;    /* [F] */
+    xl_buffer *last;       /* [D]: rows whose logits are wanted, then normalised in u */
+    xl_buffer *logits;     /* [V] */
+} xl_pass_buffers;
+
+/* What a row of a pass is: which segment, and which of its tokens (-1: the inserted BOS). */
+typedef struct xl_pass_row {
+    uint32_t segment;
+    int64_t token;
+} xl_pass_row;
+
+struct xlstm_model {
+    xlstm_model_info info;
+    xl_config config;
+    xl_log log;
+    char **warnings; /* [n_warnings] */
+    size_t n_warnings;
+    xlstm_tokenizer *tokenizer; /* NULL: none */
+
+    xl_weights *weights;
+    xl_wiring wiring;
+    xl_backend *backend; /* NULL after headers_only: the rest is empty then */
+    xl_block *blocks;    /* [num_blocks] */
+    xl_matrix *embedding, *head, *out_norm, *out_norm_bias;
+    xl_pass_buffers b;
+
+    /* One evaluation at a time; what it needs is here so that it allocates nothing. */
+    pthread_mutex_t lock;
+    uint32_t max_rows;
+    int32_t *ids;       /* [max_rows] */
+    xl_run *runs;       /* [max_rows] */
+    uint32_t *out_rows; /* [max_rows] */
+    uint32_t *faults;   /* [max_rows] */
+    xl_pass_row *pass;  /* [max_rows] */
+};
+
+/* Where stage values go while tracing; see xlstm_session_set_trace. */
+typedef struct xl_trace {
+    xlstm_trace_fn fn;
+    void *user;
+} xl_trace;
+
+/* Runs a batch through embedding, blocks, final norm and head; logits of batch->out_rows are then in b.logits and
+ * m->faults holds a fault code per row. `trace` may be NULL. Caller holds m->lock. */
+int xl_forward(xlstm_model *m, const xl_batch *batch, const xl_trace *trace, xlstm_error *err);
+
+#endif

@@ -1,0 +1,286 @@
+/*
+ * session.c — sessions and the ragged batch: checks the segments, inserts BOS, cuts the tokens into passes that fit the
+ * buffers, and hands logits and faults back to the segments they belong to.
+ *
+ * Cuts. A pass takes at most max_rows rows. A segment that does not fit is cut where its sequence's position is a
+ * multiple of the chunk size, and nowhere else: the cell rounds at the same places whatever shares the pass, so
+ * results are bit-identical in any company.
+ */
+#include "session.h"
+
+/* ---- life ------------------------------------------------------------------------------------------------------- */
+
+int xlstm_session_new(xlstm_session **out, xlstm_model *model, xlstm_error *err)
+{
+    *out = NULL;
+    if (model->backend == NULL) {
+        return xl_fail(err, XLSTM_E_ARGUMENT, "the model was opened with headers_only: no session can be made");
+    }
+    xlstm_session *s = xl_calloc(1, sizeof(*s), err);
+    if (s == NULL) return XLSTM_E_MEMORY;
+    s->model = model;
+    int result = XLSTM_E_MEMORY;
+    s->logits = xl_alloc(model->info.vocab_size * sizeof(float), err);
+    if (s->logits != NULL) result = model->backend->ops->store_new(model->backend, &s->store, err);
+    if (result != XLSTM_OK) {
+        xlstm_session_free(s);
+        return result;
+    }
+    *out = s;
+    return XLSTM_OK;
+}
+
+int xlstm_session_fork(xlstm_session **out, const xlstm_session *source, xlstm_error *err)
+{
+    *out = NULL;
+    xlstm_session *s;
+    int result = xlstm_session_new(&s, source->model, err);
+    if (result != XLSTM_OK) return result;
+    result = s->model->backend->ops->store_copy(s->model->backend, s->store, source->store, err);
+    if (result != XLSTM_OK) {
+        xlstm_session_free(s);
+        return result;
+    }
+    s->position = source->position;
+    s->token_hash = source->token_hash;
+    s->poisoned = source->poisoned;
+    s->has_logits = source->has_logits;
+    if (s->has_logits) memcpy(s->logits, source->logits, s->model->info.vocab_size * sizeof(float));
+    *out = s;
+    return XLSTM_OK;
+}
+
+void xlstm_session_free(xlstm_session *s)
+{
+    if (s == NULL) return;
+    s->model->backend->ops->store_free(s->model->backend, s->store);
+    xl_release(s->logits);
+    xl_release(s);
+}
+
+int xlstm_session_reset(xlstm_session *s, xlstm_error *err)
+{
+    int result = s->model->backend->ops->store_zero(s->model->backend, s->store, err);
+    if (result != XLSTM_OK) return result;
+    s->position = 0;
+    s->token_hash = 0;
+    s->has_logits = false;
+    s->poisoned = false;
+    return XLSTM_OK;
+}
+
+xlstm_model *xlstm_session_model(const xlstm_session *session) { return session->model; }
+uint64_t xlstm_session_position(const xlstm_session *session) { return session->position; }
+uint64_t xlstm_session_token_hash(const xlstm_session *session) { return session->token_hash; }
+const float *xlstm_session_logits(const xlstm_session *session) { return session->has_logits ? session->logits : NULL; }
+
+void xlstm_session_set_trace(xlstm_session *session, xlstm_trace_fn fn, void *user)
+{
+    session->trace = (xl_trace){fn, user};
+}
+
+uint64_t xl_token_hash(uint64_t before, int32_t token) { return xl_hash(&token, sizeof(token), before); }
+
+/* ---- checks ----------------------------------------------------------------------------------------------------- */
+
+static int check_segment(const xlstm_model *m, xlstm_segment *g, size_t i, xlstm_error *err)
+{
+    xlstm_session *s = g->session;
+    if (s == NULL || s->model != m) {
+        return xl_fail(err, XLSTM_E_ARGUMENT, "segment %zu: its session belongs to another model", i);
+    }
+    if (s->busy) return xl_fail(err, XLSTM_E_ARGUMENT, "segment %zu: its session is in the batch twice", i);
+    if (g->count == 0 || g->tokens == NULL) return xl_fail(err, XLSTM_E_ARGUMENT, "segment %zu: it has no tokens", i);
+    for (size_t t = 0; t < g->count; t++) {
+        if (g->tokens[t] < 0 || (uint32_t)g->tokens[t] >= m->info.vocab_size) {
+            return xl_fail(err, XLSTM_E_ARGUMENT, "segment %zu: token %zu is id %d, expected 0 .. %u", i, t,
+                           g->tokens[t], m->info.vocab_size - 1);
+        }
+    }
+    if (s->poisoned) {
+        return xl_fail(err, XLSTM_E_NONFINITE,
+                       "segment %zu: its session is poisoned by an earlier non-finite value; reset or restore it", i);
+    }
+    return XLSTM_OK;
+}
+
+/* ---- passes ----------------------------------------------------------------------------------------------------- */
+
+typedef struct pass {
+    xlstm_model *m;
+    xlstm_segment *segments;
+    xl_batch batch;
+    uint32_t first_segment, n_out;
+    const xl_trace *trace;
+} pass;
+
+/* Rows the segment still has to read. */
+static size_t rows_left(const xlstm_segment *g)
+{
+    return g->status != XLSTM_OK ? 0 : g->count - g->session->taken + (g->session->bos_due ? 1 : 0);
+}
+
+/* How many of `left` rows at `position` may enter a pass that has `room` rows free: all, or up to a chunk border. */
+static size_t cut(uint64_t position, size_t left, size_t room, size_t chunk)
+{
+    if (left <= room) return left;
+    uint64_t border = (position + room) / chunk * chunk;
+    return border > position ? (size_t)(border - position) : 0;
+}
+
+/* Puts as much of a segment into the pass as fits; returns whether anything did. */
+static bool enter(pass *p, uint32_t index)
+{
+    xlstm_model *m = p->m;
+    xlstm_segment *g = &p->segments[index];
+    xlstm_session *s = g->session;
+    size_t n = cut(s->position, rows_left(g), m->max_rows - p->batch.rows, m->config.chunk_size);
+    if (n == 0) return false;
+    m->runs[p->batch.n_runs++] = (xl_run){p->batch.rows, (uint32_t)n, s->position, s->store};
+    for (size_t i = 0; i < n; i++) {
+        uint32_t row = p->batch.rows++;
+        bool bos = s->bos_due;
+        m->ids[row] = bos ? m->info.bos_id : g->tokens[s->taken];
+        m->pass[row] = (xl_pass_row){index, bos ? -1 : (int64_t)s->taken};
+        s->token_hash = xl_token_hash(s->token_hash, m->ids[row]);
+        s->position++;
+        if (bos) {
+            s->bos_due = false;
+            continue;
+        }
+        bool last = ++s->taken == g->count;
+        if (g->want == XLSTM_WANT_ALL || (g->want == XLSTM_WANT_LAST && last)) m->out_rows[p->batch.n_out++] = row;
+    }
+    return true;
+}
+
+static const char *const stage_names[XL_STAGES] = {
+    "norm_mlstm", "mlstm gates", "multihead_norm", "norm_ffn", "out_norm", "logits",
+};
+
+static int report_fault(const xlstm_model *m, uint32_t code, uint64_t position, size_t segment, size_t n,
+                        xlstm_error *err)
+{
+    uint32_t block = (code - 1) / XL_STAGES, stage = (code - 1) % XL_STAGES;
+    char where[64] = "after the last block", which[48] = "";
+    if (block < m->info.num_blocks) snprintf(where, sizeof(where), "in block %u", block);
+    if (n > 1) snprintf(which, sizeof(which), " of segment %zu", segment);
+    return xl_fail(err, XLSTM_E_NONFINITE,
+                   "non-finite value (NaN or Inf) %s, stage %s, at token position %llu%s; consider enabling "
+                   "norm_reduction_force_float32 or using float32 compute dtype instead of bfloat16",
+                   where, stage_names[stage], (unsigned long long)position, which);
+}
+
+/* Gives the rows' faults and logits to their segments. */
+static int settle(pass *p, size_t n_segments, xlstm_error *err)
+{
+    xlstm_model *m = p->m;
+    const xl_backend_ops *ops = m->backend->ops;
+    size_t V = m->info.vocab_size;
+    int first = XLSTM_OK;
+    for (uint32_t r = 0; r < p->batch.n_runs; r++) {
+        const xl_run *run = &m->runs[r];
+        uint32_t index = m->pass[run->row].segment;
+        xlstm_segment *g = &p->segments[index];
+        for (uint32_t row = run->row; row < run->row + run->count; row++) {
+            if (m->faults[row] == 0) continue;
+            g->session->poisoned = true;
+            g->session->has_logits = false;
+            g->status = report_fault(m, m->faults[row], run->position + (row - run->row), index, n_segments,
+                                     first == XLSTM_OK ? err : NULL);
+            if (first == XLSTM_OK) first = g->status;
+            break;
+        }
+    }
+    for (uint32_t i = 0; i < p->batch.n_out; i++) {
+        const xl_pass_row *row = &m->pass[m->out_rows[i]];
+        xlstm_segment *g = &p->segments[row->segment];
+        xlstm_session *s = g->session;
+        if (g->status != XLSTM_OK) continue;
+        bool last = (size_t)row->token + 1 == g->count;
+        float *to = g->logits == NULL ? NULL : g->logits + (g->want == XLSTM_WANT_ALL ? (size_t)row->token * V : 0);
+        if (to == NULL && !last) continue;
+        int result = ops->buffer_read(m->backend, m->b.logits, i * V, to != NULL ? to : s->logits, V, err);
+        if (result != XLSTM_OK) return result;
+        if (last) {
+            if (to != NULL) memcpy(s->logits, to, V * sizeof(float));
+            s->has_logits = true;
+        }
+    }
+    return first;
+}
+
+/* Runs one pass over what fits; *done is set when nothing was left. A traced session has its passes to itself. */
+static int run_pass(xlstm_model *m, xlstm_segment *segments, size_t n, bool *done, xlstm_error *err)
+{
+    pass p = {.m = m,
+              .segments = segments,
+              .batch = {.ids = m->ids, .runs = m->runs, .out_rows = m->out_rows}};
+    for (size_t i = 0; i < n && p.batch.rows < m->max_rows; i++) {
+        if (rows_left(&segments[i]) == 0) continue;
+        bool traced = segments[i].session->trace.fn != NULL;
+        if (traced && p.batch.rows > 0) break;
+        bool entered = enter(&p, (uint32_t)i);
+        if (traced) p.trace = &segments[i].session->trace;
+        if (traced || !entered) break;
+    }
+    *done = p.batch.rows == 0;
+    if (*done) return XLSTM_OK;
+    p.batch.traced = p.trace != NULL;
+    int result = xl_forward(m, &p.batch, p.trace, err);
+    if (result == XLSTM_OK) return settle(&p, n, err);
+    /* A device failed: no session of the pass can be trusted. */
+    for (uint32_t r = 0; r < p.batch.n_runs; r++) {
+        xlstm_segment *g = &segments[m->pass[m->runs[r].row].segment];
+        g->status = result;
+        g->session->poisoned = true;
+        g->session->has_logits = false;
+    }
+    return result;
+}
+
+int xlstm_evaluate(xlstm_model *m, xlstm_segment *segments, size_t n, xlstm_error *err)
+{
+    if (n == 0) return XLSTM_OK;
+    if (m->backend == NULL) {
+        return xl_fail(err, XLSTM_E_ARGUMENT, "the model was opened with headers_only: it cannot evaluate");
+    }
+    if (n > UINT32_MAX) return xl_fail(err, XLSTM_E_ARGUMENT, "%zu segments are too many", n);
+    pthread_mutex_lock(&m->lock);
+    int result = XLSTM_OK;
+    size_t checked = 0;
+    for (; checked < n && result == XLSTM_OK; checked++) {
+        xlstm_segment *g = &segments[checked];
+        g->status = XLSTM_OK;
+        result = check_segment(m, g, checked, err);
+        if (result != XLSTM_OK) {
+            g->status = result;
+            break;
+        }
+        xlstm_session *s = g->session;
+        s->busy = true;
+        s->taken = 0;
+        s->bos_due = m->info.bos_auto && s->position == 0 && g->tokens[0] != m->info.bos_id;
+    }
+    if (checked == n) {
+        for (size_t i = 0; i < n; i++) segments[i].session->has_logits = false;
+        for (bool done = false; !done;) {
+            int status = run_pass(m, segments, n, &done, result == XLSTM_OK ? err : NULL);
+            if (result == XLSTM_OK) result = status;
+        }
+    }
+    for (size_t i = 0; i < checked; i++) segments[i].session->busy = false;
+    pthread_mutex_unlock(&m->lock);
+    return result;
+}
+
+int xlstm_prefill(xlstm_session *session, const int32_t *tokens, size_t count, xlstm_error *err)
+{
+    xlstm_segment g = {.session = session, .tokens = tokens, .count = count, .want = XLSTM_WANT_LAST};
+    return xlstm_evaluate(session->model, &g, 1, err);
+}
+
+int xlstm_decode(xlstm_session *session, int32_t token, xlstm_error *err)
+{
+    return xlstm_prefill(session, &token, 1, err);
+}

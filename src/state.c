@@ -1,0 +1,384 @@
+/*
+ * state.c — snapshots of a session and their file format (docs/state-file.md). A snapshot is independent of the session
+ * it came from; one loaded from a file reads straight from the mapping.
+ */
+#include "state.h"
+
+/* ---- file layout ------------------------------------------------------------------------------------------------ */
+
+enum { VERSION = 1, HEADER_BYTES = 4096, NOTE_MAX = 1023 };
+static const char magic[8] = {'x', 'L', 'S', 'T', 'M', 's', 't', 'a'};
+
+/* Little-endian, as are all hosts this library runs on (asserted below). */
+typedef struct file_header {
+    char magic[8];
+    uint32_t version;
+    uint32_t header_bytes; /* offset of the state; HEADER_BYTES */
+    uint64_t file_bytes;
+    uint64_t fingerprint, position, token_hash;
+    uint32_t dtype; /* xlstm_dtype */
+    uint32_t num_blocks, num_heads, head_qk, head_v, vocab_size;
+    uint64_t state_bytes;
+    uint64_t logits_bytes; /* 0 or vocab_size * 4; they follow the state */
+    uint64_t body_hash;    /* XXH3-64 over everything after the header */
+    uint32_t note_bytes;   /* at note, no NUL */
+    uint32_t reserved;     /* 0 */
+    uint64_t header_hash;  /* XXH3-64 over the header with this field 0 */
+} file_header;
+_Static_assert(sizeof(file_header) == 112, "the header has no padding");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "state files are little-endian");
+
+typedef struct header_page {
+    file_header h;
+    char note[HEADER_BYTES - sizeof(file_header)];
+} header_page;
+
+static uint64_t header_hash(const header_page *page)
+{
+    header_page copy = *page;
+    copy.h.header_hash = 0;
+    return xl_hash(&copy, sizeof(copy), 0);
+}
+
+/* The state and, if there are any, the logits behind it. */
+static uint64_t body_hash(const uint8_t *body, size_t n) { return xl_hash(body, n, 0); }
+
+static int make_header(header_page *page, const xlstm_state *s, const char *note, xlstm_error *err)
+{
+    size_t note_bytes = note != NULL ? strlen(note) : strlen(s->note);
+    if (note_bytes > NOTE_MAX) {
+        return xl_fail(err, XLSTM_E_ARGUMENT, "the note has %zu bytes, expected at most %d", note_bytes, NOTE_MAX);
+    }
+    size_t logits_bytes = s->logits != NULL ? s->vocab_size * sizeof(float) : 0;
+    *page = (header_page){.h = {.version = VERSION,
+                                .header_bytes = HEADER_BYTES,
+                                .file_bytes = HEADER_BYTES + s->layout.total_bytes + logits_bytes,
+                                .fingerprint = s->fingerprint,
+                                .position = s->position,
+                                .token_hash = s->token_hash,
+                                .dtype = s->layout.dtype,
+                                .num_blocks = s->layout.num_blocks,
+                                .num_heads = s->layout.num_heads,
+                                .head_qk = s->layout.head_qk,
+                                .head_v = s->layout.head_v,
+                                .vocab_size = s->vocab_size,
+                                .state_bytes = s->layout.total_bytes,
+                                .logits_bytes = logits_bytes,
+                                .body_hash = body_hash(s->bytes, s->layout.total_bytes + logits_bytes),
+                                .note_bytes = (uint32_t)note_bytes}};
+    memcpy(page->h.magic, magic, sizeof(magic));
+    memcpy(page->note, note != NULL ? note : s->note, note_bytes);
+    page->h.header_hash = header_hash(page);
+    return XLSTM_OK;
+}
+
+/* Checks everything that needs no model; fills the layout. `name` is the file's, for messages. */
+static int check_file(header_page *page, xl_state_layout *layout, const uint8_t *bytes, size_t size, bool verify,
+                      const char *name, xlstm_error *err)
+{
+    if (size < sizeof(magic) || memcmp(bytes, magic, sizeof(magic)) != 0) {
+        return xl_fail(err, XLSTM_E_FORMAT, "%s: not an xLSTM state file (wrong first bytes)", name);
+    }
+    if (size < HEADER_BYTES) {
+        return xl_fail(err, XLSTM_E_FORMAT, "%s: truncated: %zu bytes, expected at least %d", name, size, HEADER_BYTES);
+    }
+    memcpy(page, bytes, sizeof(*page));
+    const file_header *h = &page->h;
+    if (h->version != VERSION) {
+        return xl_fail(err, XLSTM_E_MISMATCH, "%s: state file version %u, expected %d; save it again with this program",
+                       name, h->version, VERSION);
+    }
+    if (h->header_hash != header_hash(page)) {
+        return xl_fail(err, XLSTM_E_FORMAT, "%s: damaged header (checksum differs)", name);
+    }
+    int result = xl_state_layout_make(layout, (xlstm_dtype)h->dtype, h->num_blocks, h->num_heads, h->head_qk, h->head_v,
+                                      err);
+    if (result != XLSTM_OK) return result;
+    bool consistent = h->header_bytes == HEADER_BYTES && h->state_bytes == layout->total_bytes &&
+                      (h->logits_bytes == 0 || h->logits_bytes == (uint64_t)h->vocab_size * sizeof(float)) &&
+                      h->file_bytes == HEADER_BYTES + h->state_bytes + h->logits_bytes && h->note_bytes <= NOTE_MAX;
+    if (!consistent) return xl_fail(err, XLSTM_E_FORMAT, "%s: the header contradicts itself", name);
+    if (size != h->file_bytes) {
+        return xl_fail(err, XLSTM_E_FORMAT, "%s: %s: %zu bytes, expected %llu", name,
+                       size < h->file_bytes ? "truncated" : "surplus bytes", size, (unsigned long long)h->file_bytes);
+    }
+    if (verify && body_hash(bytes + HEADER_BYTES, size - HEADER_BYTES) != h->body_hash) {
+        return xl_fail(err, XLSTM_E_FORMAT, "%s: damaged state (checksum differs)", name);
+    }
+    return XLSTM_OK;
+}
+
+/* Does a state fit a model? */
+static int check_fit(const xlstm_model *m, const xl_state_layout *layout, uint64_t fingerprint, uint32_t vocab_size,
+                     const char *name, xlstm_error *err)
+{
+    const xlstm_model_info *i = &m->info;
+    if (m->backend == NULL) return xl_fail(err, XLSTM_E_ARGUMENT, "the model was opened with headers_only");
+    const xl_state_layout *want = m->backend->ops->layout(m->backend);
+    if (layout->num_blocks != want->num_blocks || layout->num_heads != want->num_heads ||
+        layout->head_qk != want->head_qk || layout->head_v != want->head_v || vocab_size != i->vocab_size) {
+        return xl_fail(err, XLSTM_E_MISMATCH,
+                       "%s: state of another architecture: %u blocks, %u heads of %u x %u, vocabulary %u; the model has "
+                       "%u, %u of %u x %u, %u",
+                       name, layout->num_blocks, layout->num_heads, layout->head_qk, layout->head_v, vocab_size,
+                       want->num_blocks, want->num_heads, want->head_qk, want->head_v, i->vocab_size);
+    }
+    if (fingerprint != i->fingerprint) {
+        return xl_fail(err, XLSTM_E_MISMATCH,
+                       "%s: state of another model: fingerprint %016llx, this model has %016llx; open the model that "
+                       "made it",
+                       name, (unsigned long long)fingerprint, (unsigned long long)i->fingerprint);
+    }
+    if (layout->dtype != want->dtype) {
+        return xl_fail(err, XLSTM_E_MISMATCH, "%s: %s state, the model was opened for %s; use --state-dtype %s", name,
+                       xlstm_dtype_name(layout->dtype), xlstm_dtype_name(want->dtype), xlstm_dtype_name(layout->dtype));
+    }
+    return XLSTM_OK;
+}
+
+static void fill_from_header(xlstm_state *s, const header_page *page, const xl_state_layout *layout,
+                             const uint8_t *body)
+{
+    s->layout = *layout;
+    s->fingerprint = page->h.fingerprint;
+    s->position = page->h.position;
+    s->token_hash = page->h.token_hash;
+    s->vocab_size = page->h.vocab_size;
+    s->bytes = body;
+    s->logits = page->h.logits_bytes != 0 ? (const float *)(const void *)(body + layout->total_bytes) : NULL;
+    memcpy(s->note, page->note, page->h.note_bytes);
+    s->note[page->h.note_bytes] = '\0';
+}
+
+/* ---- snapshots -------------------------------------------------------------------------------------------------- */
+
+/* Memory for a state and its logits; the layout's total is a multiple of 64, so both are aligned. */
+static int state_new(xlstm_state **out, const xl_state_layout *layout, uint32_t vocab_size, xlstm_error *err)
+{
+    *out = NULL;
+    xlstm_state *s = xl_calloc(1, sizeof(*s), err);
+    if (s == NULL) return XLSTM_E_MEMORY;
+    s->map.fd = -1;
+    s->layout = *layout;
+    s->vocab_size = vocab_size;
+    s->memory = xl_alloc(layout->total_bytes + vocab_size * sizeof(float), err);
+    if (s->memory == NULL) {
+        xlstm_state_free(s);
+        return XLSTM_E_MEMORY;
+    }
+    s->bytes = s->memory;
+    *out = s;
+    return XLSTM_OK;
+}
+
+int xlstm_state_snapshot(xlstm_state **out, const xlstm_session *session, xlstm_error *err)
+{
+    *out = NULL;
+    const xlstm_model *m = session->model;
+    if (session->poisoned) {
+        return xl_fail(err, XLSTM_E_NONFINITE,
+                       "the session is poisoned by a non-finite value: its state is not saved; reset or restore it");
+    }
+    xlstm_state *s;
+    int result = state_new(&s, m->backend->ops->layout(m->backend), m->info.vocab_size, err);
+    if (result != XLSTM_OK) return result;
+    result = m->backend->ops->store_read(m->backend, session->store, s->memory, err);
+    if (result != XLSTM_OK) {
+        xlstm_state_free(s);
+        return result;
+    }
+    s->fingerprint = m->info.fingerprint;
+    s->position = session->position;
+    s->token_hash = session->token_hash;
+    if (session->has_logits) {
+        float *logits = (float *)(void *)(s->memory + s->layout.total_bytes);
+        memcpy(logits, session->logits, s->vocab_size * sizeof(float));
+        s->logits = logits;
+    }
+    *out = s;
+    return XLSTM_OK;
+}
+
+int xlstm_state_restore(xlstm_session *session, const xlstm_state *state, xlstm_error *err)
+{
+    xlstm_model *m = session->model;
+    int result = check_fit(m, &state->layout, state->fingerprint, state->vocab_size, "state", err);
+    if (result == XLSTM_OK) result = m->backend->ops->store_write(m->backend, session->store, state->bytes, err);
+    if (result != XLSTM_OK) return result;
+    session->position = state->position;
+    session->token_hash = state->token_hash;
+    session->poisoned = false;
+    session->has_logits = state->logits != NULL;
+    if (session->has_logits) memcpy(session->logits, state->logits, state->vocab_size * sizeof(float));
+    return XLSTM_OK;
+}
+
+int xlstm_state_copy(xlstm_state **out, const xlstm_state *state, xlstm_error *err)
+{
+    xlstm_state *s;
+    int result = state_new(&s, &state->layout, state->vocab_size, err);
+    *out = s;
+    if (result != XLSTM_OK) return result;
+    s->fingerprint = state->fingerprint;
+    s->position = state->position;
+    s->token_hash = state->token_hash;
+    memcpy(s->note, state->note, sizeof(s->note));
+    memcpy(s->memory, state->bytes, s->layout.total_bytes);
+    if (state->logits != NULL) {
+        float *logits = (float *)(void *)(s->memory + s->layout.total_bytes);
+        memcpy(logits, state->logits, s->vocab_size * sizeof(float));
+        s->logits = logits;
+    }
+    return XLSTM_OK;
+}
+
+void xlstm_state_free(xlstm_state *state)
+{
+    if (state == NULL) return;
+    xl_map_close(&state->map);
+    xl_release(state->memory);
+    xl_release(state);
+}
+
+/* ---- files ------------------------------------------------------------------------------------------------------ */
+
+int xlstm_state_save(const xlstm_state *state, const char *path, const char *note, xlstm_error *err)
+{
+    header_page page;
+    int result = make_header(&page, state, note, err);
+    if (result != XLSTM_OK) return result;
+    xl_writer w;
+    if ((result = xl_writer_open(&w, path, err)) != XLSTM_OK) return result;
+    result = xl_writer_put(&w, &page, sizeof(page), err);
+    if (result == XLSTM_OK) {
+        result = xl_writer_put(&w, state->bytes, page.h.state_bytes + page.h.logits_bytes, err);
+    }
+    if (result != XLSTM_OK) {
+        xl_writer_abort(&w);
+        return result;
+    }
+    return xl_writer_commit(&w, err);
+}
+
+int xlstm_state_load(xlstm_state **out, xlstm_model *model, const char *path, bool verify, xlstm_error *err)
+{
+    *out = NULL;
+    xlstm_state *s = xl_calloc(1, sizeof(*s), err);
+    if (s == NULL) return XLSTM_E_MEMORY;
+    header_page page;
+    xl_state_layout layout;
+    int result = xl_map_open(&s->map, path, err);
+    if (result == XLSTM_OK) result = check_file(&page, &layout, s->map.bytes, s->map.size, verify, path, err);
+    if (result == XLSTM_OK) result = check_fit(model, &layout, page.h.fingerprint, page.h.vocab_size, path, err);
+    if (result != XLSTM_OK) {
+        xlstm_state_free(s);
+        return result;
+    }
+    fill_from_header(s, &page, &layout, s->map.bytes + HEADER_BYTES);
+    *out = s;
+    return XLSTM_OK;
+}
+
+int xlstm_state_serialize(void **out, size_t *size, const xlstm_state *state, const char *note, xlstm_error *err)
+{
+    *out = NULL;
+    header_page page;
+    int result = make_header(&page, state, note, err);
+    if (result != XLSTM_OK) return result;
+    uint8_t *bytes = xl_alloc(page.h.file_bytes, err);
+    if (bytes == NULL) return XLSTM_E_MEMORY;
+    memcpy(bytes, &page, sizeof(page));
+    memcpy(bytes + HEADER_BYTES, state->bytes, page.h.state_bytes + page.h.logits_bytes);
+    *out = bytes;
+    *size = page.h.file_bytes;
+    return XLSTM_OK;
+}
+
+int xlstm_state_deserialize(xlstm_state **out, xlstm_model *model, const void *bytes, size_t size, xlstm_error *err)
+{
+    *out = NULL;
+    header_page page;
+    xl_state_layout layout;
+    int result = check_file(&page, &layout, bytes, size, true, "state", err);
+    if (result == XLSTM_OK) result = check_fit(model, &layout, page.h.fingerprint, page.h.vocab_size, "state", err);
+    if (result != XLSTM_OK) return result;
+    xlstm_state *s;
+    result = state_new(&s, &layout, page.h.vocab_size, err);
+    if (result != XLSTM_OK) return result;
+    memcpy(s->memory, (const uint8_t *)bytes + HEADER_BYTES, page.h.state_bytes + page.h.logits_bytes);
+    fill_from_header(s, &page, &layout, s->memory);
+    *out = s;
+    return XLSTM_OK;
+}
+
+/* ---- questions -------------------------------------------------------------------------------------------------- */
+
+void xlstm_state_get_info(const xlstm_state *s, xlstm_state_info *out)
+{
+    const xl_state_layout *l = &s->layout;
+    size_t logits_bytes = s->logits != NULL ? s->vocab_size * sizeof(float) : 0;
+    *out = (xlstm_state_info){.version = VERSION,
+                              .num_blocks = l->num_blocks,
+                              .num_heads = l->num_heads,
+                              .qk_head_dim = l->head_qk,
+                              .v_head_dim = l->head_v,
+                              .vocab_size = s->vocab_size,
+                              .dtype = l->dtype,
+                              .fingerprint = s->fingerprint,
+                              .position = s->position,
+                              .token_hash = s->token_hash,
+                              .state_bytes = l->total_bytes,
+                              .file_bytes = HEADER_BYTES + l->total_bytes + logits_bytes,
+                              .has_logits = s->logits != NULL};
+    memcpy(out->note, s->note, sizeof(out->note));
+}
+
+int xlstm_state_describe(xlstm_state_info *out, const char *path, bool verify, xlstm_error *err)
+{
+    xlstm_state s = {.map = {.fd = -1}};
+    header_page page;
+    xl_state_layout layout;
+    int result = xl_map_open(&s.map, path, err);
+    if (result == XLSTM_OK) result = check_file(&page, &layout, s.map.bytes, s.map.size, verify, path, err);
+    if (result == XLSTM_OK) {
+        fill_from_header(&s, &page, &layout, s.map.bytes + HEADER_BYTES);
+        xlstm_state_get_info(&s, out);
+    }
+    xl_map_close(&s.map);
+    return result;
+}
+
+/* n values of a C row or of n, as float32. */
+static void read_values(float *out, const uint8_t *in, xlstm_dtype dtype, size_t n)
+{
+    if (dtype == XLSTM_F64) {
+        for (size_t i = 0; i < n; i++) {
+            double x;
+            memcpy(&x, in + i * sizeof(x), sizeof(x));
+            out[i] = (float)x;
+        }
+    } else if (dtype == XLSTM_I8) {
+        float scale;
+        memcpy(&scale, in + n, sizeof(scale));
+        for (size_t i = 0; i < n; i++) out[i] = (float)(int8_t)in[i] * scale;
+    } else {
+        xl_decode_row(out, in, dtype, n);
+    }
+}
+
+int xlstm_state_read_head(const xlstm_state *s, uint32_t block, uint32_t head, float *C, float *n, float *m,
+                          xlstm_error *err)
+{
+    const xl_state_layout *l = &s->layout;
+    if (block >= l->num_blocks || head >= l->num_heads) {
+        return xl_fail(err, XLSTM_E_ARGUMENT, "block %u, head %u: expected below %u and %u", block, head, l->num_blocks,
+                       l->num_heads);
+    }
+    const uint8_t *rows = s->bytes + xl_state_c_offset(l, block, head);
+    for (size_t a = 0; C != NULL && a < l->head_qk; a++) {
+        read_values(C + a * l->head_v, rows + a * l->c_row_bytes, l->dtype, l->head_v);
+    }
+    if (n != NULL) read_values(n, s->bytes + xl_state_n_offset(l, block, head), l->n_dtype, l->head_qk);
+    if (m != NULL) read_values(m, s->bytes + xl_state_m_offset(l, block, head), l->m_dtype, 1);
+    return XLSTM_OK;
+}
