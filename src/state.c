@@ -46,6 +46,7 @@ static uint64_t body_hash(const uint8_t *body, size_t n) { return xl_hash(body, 
 static int make_header(header_page *page, const xlstm_state *s, const char *note, xlstm_error *err)
 {
     size_t note_bytes = note != NULL ? strlen(note) : strlen(s->note);
+    *page = (header_page){0};
     if (note_bytes > NOTE_MAX) {
         return xl_fail(err, XLSTM_E_ARGUMENT, "the note has %zu bytes, expected at most %d", note_bytes, NOTE_MAX);
     }
