@@ -9,6 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 group=${1:-build}
+native=$(dpkg --print-architecture 2>/dev/null || true)
 must=(gcc libc6-dev make cmake ninja-build pkg-config libjansson-dev libpcre2-dev libxxhash-dev libedit-dev)
 may=()
 case $group in
@@ -18,7 +19,7 @@ test | all)
     may+=(g++ clang libclang-rt-dev python3-venv)
     if [ "$group" = all ]; then
         may+=(clang-format clang-tidy cppcheck shellcheck gcc-aarch64-linux-gnu qemu-user-static)
-        if [ "$(dpkg --print-architecture 2>/dev/null)" = amd64 ] && grep -q '^ID=debian' /etc/os-release; then
+        if [ "$native" = amd64 ] && grep -q '^ID=debian' /etc/os-release; then
             may+=(libc6-dev:arm64 libjansson-dev:arm64 libpcre2-dev:arm64 libxxhash-dev:arm64 libedit-dev:arm64
                 libcmocka-dev:arm64)
         fi
@@ -30,7 +31,12 @@ test | all)
     ;;
 esac
 
-have_package() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+have_package()
+{
+    case $1 in *:*) architecture=${1#*:} ;; *) architecture=$native ;; esac
+    dpkg-query -W -f '${Architecture} ${db:Status-Status}\n' "$1" 2>/dev/null |
+        grep -qxE "($architecture|all) installed"
+}
 
 # Without dpkg: judge by what can be found, and name what cannot.
 found_without_apt()
