@@ -42,7 +42,7 @@ have_package()
 found_without_apt()
 {
     case $1 in
-    libc6-dev | g++ | libclang-rt-dev | python3-venv) return 0 ;;
+    libc6-dev | g++ | libclang-rt-dev | python3-venv | *:*) return 0 ;;
     ninja-build) command -v ninja >/dev/null ;;
     gcc) command -v cc >/dev/null ;;
     gcc-aarch64-linux-gnu) command -v aarch64-linux-gnu-gcc >/dev/null ;;
