@@ -26,6 +26,10 @@ typedef struct xl_config {
     xl_numerics numerics;
 } xl_config;
 
+/* Inner width of the feed-forward part as the reference computes it: the fraction is dropped before rounding up, so
+ * 768 * 2.667 = 2048.256 gives 2048. 0 if it does not fit. */
+uint64_t xl_config_ffn_dim(uint32_t embedding_dim, double factor, uint32_t multiple);
+
 /* `json`: text of config.json, or NULL when there is none: then every setting that shapes cannot tell must come from
  * options->set, and the error says which. `source_name` is the file name for messages. */
 int xl_config_resolve(xl_config *out, const char *json, const char *source_name, const xl_wiring *wiring,

@@ -10,13 +10,18 @@
 
 typedef struct xl_tensor {
     const char *name; /* owned by the xl_weights */
-    xlstm_dtype dtype;
+    const char *type; /* the dtype as the file spells it ("BF16", "I64"); static storage */
+    xlstm_dtype dtype; /* DEFAULT: one this engine has no arithmetic for, only listed */
     uint32_t rank;     /* 0 .. 4 */
     uint64_t shape[4]; /* outermost first: a linear weight is [out, in] */
     size_t bytes;
     uint32_t file;   /* index for xl_weights_file */
     uint64_t offset; /* in that file */
 } xl_tensor;
+
+/* "[2, 3]" */
+enum { XL_SHAPE_TEXT = 96 };
+const char *xl_shape_text(char out[XL_SHAPE_TEXT], const xl_tensor *t);
 
 typedef struct xl_weights xl_weights;
 
@@ -28,7 +33,8 @@ size_t xl_weights_count(const xl_weights *w);
 const xl_tensor *xl_weights_at(const xl_weights *w, size_t i); /* in file order */
 const xl_tensor *xl_weights_find(const xl_weights *w, const char *name);
 const char *xl_weights_file(const xl_weights *w, uint32_t file); /* base name */
-/* The tensor's bytes, valid until xl_weights_drop of it or close. Synthetic tensors are made on the first call. */
+/* The tensor's bytes, aligned to its elements, valid until xl_weights_drop of it or close. Synthetic tensors are made on
+ * the first call. Tensors are known by name: a copy of the xl_tensor does as well. */
 int xl_weights_data(const void **out, xl_weights *w, const xl_tensor *t, xlstm_error *err);
 /* Done with these bytes: their pages leave this process and the page cache (synthetic: freed). */
 void xl_weights_drop(xl_weights *w, const xl_tensor *t);

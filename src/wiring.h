@@ -57,6 +57,7 @@ typedef struct xl_wiring {
     xl_slice out_norm, out_norm_bias; /* t NULL: no final norm */
     const xl_tensor *head;            /* the embedding when tied */
     xl_block_wiring *blocks;          /* [num_blocks] */
+    xl_tensor *views;                 /* owned: flat views of tensors that are stored with another rank */
     char scheme[32];                  /* "huggingface", "nx-ai", "bare", "gguf" */
 } xl_wiring;
 
