@@ -496,8 +496,7 @@ int xl_wiring_discover(xl_wiring *out, const xl_weights *w, const xl_log *log, x
     result = assign(&b);
     if (result == XLSTM_OK) result = find_dims(&b);
     if (result != XLSTM_OK) goto done;
-    const block_parts *first = &b.blocks[0];
-    out->use_bias = first->bias[XL_OUT_PROJ] != NULL || first->bias[XL_Q] != NULL || first->bias[QKVO] != NULL;
+    out->use_bias = b.blocks[0].bias[XL_OUT_PROJ] != NULL; /* the others must follow it */
     snprintf(out->scheme, sizeof(out->scheme), "%s", scheme_names[b.scheme]);
     result = fill_globals(&b);
     for (uint32_t i = 0; i < b.num_blocks && result == XLSTM_OK; i++) {
