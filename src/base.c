@@ -22,7 +22,7 @@ static void make_one_line(char *s)
     }
 }
 
-int xl_fail(xlstm_error *err, xlstm_code code, const char *format, ...)
+int(xl_fail)(xlstm_error *err, xlstm_code code, const char *format, ...) /* in brackets: base.h may have a macro */
 {
     if (err != NULL) {
         va_list args;

@@ -18,6 +18,9 @@
 /* Writes code and message into err (NULL allowed) and returns the code, so that callers can `return xl_fail(...)`.
  * The message is one line; control characters in it (hostile names) are replaced by '?'. */
 int xl_fail(xlstm_error *err, xlstm_code code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+#ifdef __clang_analyzer__ /* tells it that a failure is never 0 */
+#define xl_fail(err, code, ...) ((void)xl_fail(err, code, __VA_ARGS__), (code))
+#endif
 
 /* Where warnings go; either function pointer may be NULL. */
 typedef struct xl_log {
