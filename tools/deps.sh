@@ -134,10 +134,10 @@ if ! printf '3.25\n%s\n' "$(cmake --version | sed -n 's/^cmake version //p')" | 
 fi
 
 # Python packages that tests compare with. Without them those tests are skipped.
-if [ "$group" != build ] && ! cmp -s tools/requirements.txt .venv/installed.txt; then
+if [ "$group" != build ] && ! cmp -s tests/requirements.txt .venv/installed.txt; then
     if python3 -m venv .venv >/dev/null 2>&1 &&
-        .venv/bin/pip install -q --disable-pip-version-check --retries 1 -r tools/requirements.txt; then
-        cp tools/requirements.txt .venv/installed.txt
+        .venv/bin/pip install -q --disable-pip-version-check --retries 1 -r tests/requirements.txt; then
+        cp tests/requirements.txt .venv/installed.txt
     else
         echo "note: no Python packages (python3-venv or PyPI out of reach); what needs them is skipped" >&2
     fi
