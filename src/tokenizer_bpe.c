@@ -229,7 +229,7 @@ static int bpe_piece(xl_encoder *e, const char *s, size_t n, bool raw)
         for (size_t i = 0; i < cached->n && status == XLSTM_OK; i++) status = xl_encoder_push(e, cached->ids[i]);
         return status;
     }
-    size_t count;
+    size_t count = 0;
     int status = merge_word(e, s, n, raw, &count);
     if (status != XLSTM_OK) return status;
     if (whole == XL_WHOLE_UNKNOWN) {

@@ -499,7 +499,7 @@ static int read_merges(xlstm_tokenizer *t, const json_t *merges, const char *whe
             status = xl_fail(err, XLSTM_E_FORMAT, "%s: merges[%zu]: expected \"left right\" or [left, right]", where, rank);
             break;
         }
-        uint32_t left, right, id;
+        uint32_t left = 0, right = 0, id = 0;
         both.size = 0;
         xl_text_add(&both, side[0], size[0]);
         xl_text_add(&both, side[1], size[1]);
