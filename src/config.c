@@ -184,13 +184,16 @@ uint64_t xl_config_ffn_dim(uint32_t embedding_dim, double factor, uint32_t multi
 
 static int check_dims(const reader *r, const xl_dims *d)
 {
-    int64_t width = 0, depth = 0, vocabulary = 0, heads = 0, multiple = 64;
+    int64_t width = 0, depth = 0, vocabulary = 0, heads = 0, multiple = 64, head_qk = 0, head_v = 0, ffn = 0;
     double q = 0, v = 0, f = 0;
     int result = read_alias(&width, r, "embedding_dim", "hidden_size");
     if (result == XLSTM_OK) result = read_alias(&depth, r, "num_blocks", "num_hidden_layers");
     if (result == XLSTM_OK) result = read_int(&vocabulary, r, "vocab_size", 1, INT32_MAX);
     if (result == XLSTM_OK) result = read_int(&heads, r, "num_heads", 1, INT32_MAX);
     if (result == XLSTM_OK) result = read_int(&multiple, r, "ffn_round_up_to_multiple_of", 1, INT32_MAX);
+    if (result == XLSTM_OK) result = read_int(&head_qk, r, "head_qk", 1, INT32_MAX); /* these three: from GGUF keys */
+    if (result == XLSTM_OK) result = read_int(&head_v, r, "head_v", 1, INT32_MAX);
+    if (result == XLSTM_OK) result = read_int(&ffn, r, "ffn_dim", 1, INT32_MAX);
     if (result == XLSTM_OK) result = read_real(&q, r, "qk_dim_factor", 1e-6, 1e6);
     if (result == XLSTM_OK) result = read_real(&v, r, "v_dim_factor", 1e-6, 1e6);
     if (result == XLSTM_OK) result = read_real(&f, r, "ffn_proj_factor", 1e-6, 1e6);
@@ -204,6 +207,9 @@ static int check_dims(const reader *r, const xl_dims *d)
     if (width != 0) warn_dimension(r, "embedding_dim", (double)width, d->embedding_dim);
     if (vocabulary != 0) warn_dimension(r, "vocab_size", (double)vocabulary, d->vocab_size);
     if (heads != 0) warn_dimension(r, "num_heads", (double)heads, d->num_heads);
+    if (head_qk != 0) warn_dimension(r, "the q and k width of a head", (double)head_qk, d->head_qk);
+    if (head_v != 0) warn_dimension(r, "the v width of a head", (double)head_v, d->head_v);
+    if (ffn != 0) warn_dimension(r, "the feed-forward width", (double)ffn, d->ffn_dim);
     if (q > 0) warn_dimension(r, "the q and k width (qk_dim_factor)", trunc(d->embedding_dim * q), d->qk_dim);
     if (v > 0) warn_dimension(r, "the v width (v_dim_factor)", trunc(d->embedding_dim * v), d->v_dim);
     if (f > 0) {
@@ -244,7 +250,8 @@ static int check_layout(const reader *r, const xl_wiring *wiring, xl_config *out
         xl_logf(r->log, XLSTM_LOG_WARNING, "%s: weight_mode is %s there, but the tensors are %s, which is used", r->name,
                 mode, wiring->fused ? "fused" : "single");
     }
-    if (wiring->tied && !(tied && has(r, "tie_word_embeddings"))) {
+    /* GGUF files say it by leaving the tensor out. */
+    if (wiring->tied && !(tied && has(r, "tie_word_embeddings")) && strcmp(wiring->scheme, "gguf") != 0) {
         xl_logf(r->log, XLSTM_LOG_WARNING,
                 "there is no head tensor (lm_head.weight): the embedding is used in its place");
     }

@@ -127,6 +127,13 @@ static bool ends_with(const char *s, const char *end)
 
 static int open_file(xl_weights *w, const char *path, xlstm_error *err)
 {
+    FILE *f = fopen(path, "rb");
+    char magic[4] = {0};
+    if (f != NULL) {
+        (void)!fread(magic, 1, sizeof(magic), f);
+        fclose(f);
+    }
+    if (memcmp(magic, "GGUF", 4) == 0 || ends_with(path, ".gguf")) return xl_gguf_open(w, path, err);
     if (ends_with(path, ".safetensors")) return xl_safetensors_open_file(w, path, err);
     return xl_fail(err, XLSTM_E_UNSUPPORTED,
                    "%s: not a weight file: expected a folder, a .safetensors file, a .gguf file or preset:NAME", path);

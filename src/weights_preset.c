@@ -101,9 +101,10 @@ static void fill_blocks(uint8_t *out, xlstm_dtype dtype, size_t bytes, float sca
     }
     for (size_t i = bytes / 8 * 8; i < bytes; i++) out[i] = (uint8_t)mix(key + i);
     for (uint8_t *b = out; b < out + bytes; b += block) {
+        float d = (b[block - 3] & 1) != 0 ? scale : -scale; /* half a step off centre cancels over many blocks */
         switch (dtype) {
-        case XLSTM_Q8_0: put_half(b, scale / 73.9f); break;
-        case XLSTM_Q4_0: put_half(b, scale / 4.61f); break;
+        case XLSTM_Q8_0: put_half(b, d / 73.9f); break;
+        case XLSTM_Q4_0: put_half(b, d / 4.61f); break;
         case XLSTM_Q4_K:
         case XLSTM_Q5_K:
             put_half(b, scale / (dtype == XLSTM_Q4_K ? 4.61f : 9.23f) / 48);
@@ -113,7 +114,7 @@ static void fill_blocks(uint8_t *out, xlstm_dtype dtype, size_t bytes, float sca
             break;
         default: /* Q6_K */
             memset(b + 192, 48, 16);
-            put_half(b + 208, scale / 18.5f / 48);
+            put_half(b + 208, d / 18.5f / 48);
             break;
         }
     }

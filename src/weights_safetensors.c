@@ -407,11 +407,14 @@ static int read_named(xl_weights *w, const char *folder, const char *name, xlstm
 {
     char *path = xl_join(folder, name, err);
     if (path == NULL) return XLSTM_E_MEMORY;
+    const char *dot = strrchr(name, '.');
     int result;
     if (strcmp(name, "model.safetensors.index.json") == 0) {
         result = read_indexed(w, folder, path, err);
     } else if (strcmp(name, "config.yaml") == 0) {
         result = read_yaml(&w->config, path, err);
+    } else if (strcmp(dot, ".gguf") == 0) {
+        result = xl_gguf_open(w, path, err);
     } else {
         result = read_file(w, path, err);
     }
