@@ -17,6 +17,7 @@ static int wrong(xlstm_error *err, const char *where, const char *key, const cha
 /* An id-valued JSON value below the limit. */
 static int read_id(uint32_t *out, const json_t *value, const char *where, const char *what, xlstm_error *err)
 {
+    *out = 0;
     if (!json_is_integer(value)) {
         return xl_fail(err, XLSTM_E_FORMAT, "%s: id of \"%.80s\": expected an integer, found %s", where, what,
                        xl_json_type(value));
@@ -35,6 +36,8 @@ static int read_string(const char **out, size_t *n, const json_t *object, const 
                        xlstm_error *err)
 {
     const json_t *value = json_object_get(object, key);
+    *out = "";
+    *n = 0;
     if (!json_is_string(value)) return wrong(err, where, key, "a string", value);
     *out = json_string_value(value);
     *n = json_string_length(value);
