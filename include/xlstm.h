@@ -264,7 +264,8 @@ XLSTM_API void xlstm_state_free(xlstm_state *state);
 
 /* Writes atomically (temporary file, fsync, rename). Layout: docs/state-file.md. `note`: user text, may be NULL. */
 XLSTM_API int xlstm_state_save(const xlstm_state *state, const char *path, const char *note, xlstm_error *err);
-/* Maps a file and checks everything but the bulk checksum unless `verify`. `model` decides what fits. */
+/* Maps a file and checks everything but the bulk checksum unless `verify`. `model` decides what fits; NULL: a tool that
+ * takes any state. Files are to be replaced, never changed in place, while they are mapped. */
 XLSTM_API int xlstm_state_load(xlstm_state **out, xlstm_model *model, const char *path, bool verify, xlstm_error *err);
 /* The same bytes as a file's, in memory: *out is freed with xlstm_free. */
 XLSTM_API int xlstm_state_serialize(void **out, size_t *size, const xlstm_state *state, const char *note,
@@ -283,10 +284,124 @@ typedef struct xlstm_state_info {
 XLSTM_API void xlstm_state_get_info(const xlstm_state *state, xlstm_state_info *out);
 /* Reads a file's header without a model; `verify` also checks every byte against the checksum. */
 XLSTM_API int xlstm_state_describe(xlstm_state_info *out, const char *path, bool verify, xlstm_error *err);
-/* Reads one head as float32: C [qk_head_dim][v_head_dim] (key first), n [qk_head_dim], m [1]; any may be NULL.
- * These are the stabilised values; the true ones are exp(m) times them. */
+/* [vocab_size] logits after the last token read; NULL if the state has none. Borrowed. */
+XLSTM_API const float *xlstm_state_logits(const xlstm_state *state);
+/* The same state stored as F64, F32, BF16 or I8. */
+XLSTM_API int xlstm_state_convert(xlstm_state **out, const xlstm_state *state, xlstm_dtype dtype, xlstm_error *err);
+
+/* One head as float32: C [qk_head_dim][v_head_dim] (key first), n [qk_head_dim], m [1]; any may be NULL. These are the
+ * stabilised values; the true ones are exp(m) times them. Writing is for a state of your own that no other thread has
+ * yet (not one from xlstm_state_load: copy it first); it drops the last logits. */
 XLSTM_API int xlstm_state_read_head(const xlstm_state *state, uint32_t block, uint32_t head, float *C, float *n,
                                     float *m, xlstm_error *err);
+XLSTM_API int xlstm_state_write_head(xlstm_state *state, uint32_t block, uint32_t head, const float *C, const float *n,
+                                     const float *m, xlstm_error *err);
+
+/* Euclidean norms of a head's true C and n in two states, and of what lies between them, all divided by
+ * exp(log_scale), log_scale being the larger m. */
+typedef struct xlstm_head_difference {
+    double log_scale;
+    double C_first, C_second, C_between;
+    double n_first, n_second, n_between;
+} xlstm_head_difference;
+
+/* out [num_blocks][num_heads]. */
+XLSTM_API int xlstm_state_diff(xlstm_head_difference *out, const xlstm_state *first, const xlstm_state *second,
+                               xlstm_error *err);
+/* The sum of weights[i] times the true C and n of states[i], n >= 1, stabilised anew; for interpolation and averages.
+ * States of one model; dtype and position are those of the first. The result has no logits. */
+XLSTM_API int xlstm_state_mix(xlstm_state **out, const xlstm_state *const *states, const double *weights, size_t n,
+                              xlstm_error *err);
+/* All heads as float32 tensors "block.I.C" [heads][qk][v], "block.I.n", "block.I.m", the logits, and the facts that
+ * import needs. By the name: .safetensors, or .npz for NumPy. */
+XLSTM_API int xlstm_state_export(const xlstm_state *state, const char *path, xlstm_error *err);
+XLSTM_API int xlstm_state_import(xlstm_state **out, const char *path, xlstm_error *err);
+
+/* Snapshots of one conversation for undo and regenerate: a ring that forgets the oldest past a byte budget. */
+typedef struct xlstm_history xlstm_history;
+XLSTM_API int xlstm_history_new(xlstm_history **out, size_t budget_bytes, xlstm_error *err);
+XLSTM_API void xlstm_history_free(xlstm_history *history);
+/* Remembers where the session stands. The newest is kept even if it alone exceeds the budget. */
+XLSTM_API int xlstm_history_push(xlstm_history *history, const xlstm_session *session, xlstm_error *err);
+/* How many snapshots are held, and the position of the one `back` steps before the newest (0: the newest itself). */
+XLSTM_API size_t xlstm_history_count(const xlstm_history *history);
+XLSTM_API uint64_t xlstm_history_position(const xlstm_history *history, size_t back);
+/* Puts the session where it stood `back` steps before the newest snapshot; that snapshot stays, newer ones are dropped. */
+XLSTM_API int xlstm_history_restore(xlstm_history *history, xlstm_session *session, size_t back, xlstm_error *err);
+
+/* ---- prefix cache ----------------------------------------------------------------------------------------------- */
+
+/* States of texts read before, found again by their tokens (compared, not only hashed). Threads may share it. What it
+ * restores is bit-identical to reading the text anew (docs/sessions.md). Free it before its model. */
+typedef struct xlstm_prefix_cache xlstm_prefix_cache;
+
+typedef struct xlstm_prefix_cache_options {
+    size_t ram_bytes;    /* 0: 1 GiB */
+    const char *folder;  /* NULL: memory only. Entries squeezed out of memory go there, and all do when it is freed */
+    uint64_t disk_bytes; /* 0: 8 GiB */
+    uint32_t spacing;    /* tokens between snapshots, rounded up to whole chunks; 0: 2048 */
+} xlstm_prefix_cache_options;
+
+typedef struct xlstm_prefix_cache_stats {
+    uint64_t lookups, hits, disk_hits;
+    uint64_t tokens_asked, tokens_reused;
+    uint64_t ram_entries, ram_bytes, disk_entries, disk_bytes;
+    uint64_t evicted;  /* left the cache for good */
+    uint64_t failures; /* files that could not be written or were damaged: the cache goes on without them */
+} xlstm_prefix_cache_stats;
+
+XLSTM_API int xlstm_prefix_cache_new(xlstm_prefix_cache **out, xlstm_model *model,
+                                     const xlstm_prefix_cache_options *options, xlstm_error *err);
+XLSTM_API void xlstm_prefix_cache_free(xlstm_prefix_cache *cache);
+XLSTM_API void xlstm_prefix_cache_get_stats(xlstm_prefix_cache *cache, xlstm_prefix_cache_stats *out);
+/* Makes the session stand as after a reset and xlstm_prefill of these tokens, reading only what no snapshot covers
+ * and leaving new snapshots behind. *reused (NULL allowed): tokens that were not read. */
+XLSTM_API int xlstm_prefix_cache_read(xlstm_prefix_cache *cache, xlstm_session *session, const int32_t *tokens,
+                                      size_t n, size_t *reused, xlstm_error *err);
+/* The three steps of the above, for callers that batch their evaluations: `restore` puts the session behind *reused of
+ * the tokens (maybe all, maybe none), then until `done` is n: evaluate xlstm_prefix_cache_piece tokens, `put`. */
+XLSTM_API int xlstm_prefix_cache_restore(xlstm_prefix_cache *cache, xlstm_session *session, const int32_t *tokens,
+                                         size_t n, size_t *reused, xlstm_error *err);
+XLSTM_API size_t xlstm_prefix_cache_piece(const xlstm_prefix_cache *cache, const int32_t *tokens, size_t n,
+                                          size_t done);
+XLSTM_API int xlstm_prefix_cache_put(xlstm_prefix_cache *cache, const xlstm_session *session, const int32_t *tokens,
+                                     size_t n, xlstm_error *err);
+
+/* ---- session store ---------------------------------------------------------------------------------------------- */
+
+/* Thousands of idle sessions in a folder: an SQLite index and one state file each. Any number of processes and threads
+ * may have it open; writers take turns. Killing one at any moment leaves every session as it was before or after. */
+typedef struct xlstm_store xlstm_store;
+
+typedef struct xlstm_store_entry {
+    uint64_t id;
+    char name[128];  /* unique; empty: none */
+    uint64_t parent; /* id it was forked from, 0: none */
+    uint64_t position, fingerprint, bytes;
+    int64_t created, used; /* seconds since 1970; used: last save or load */
+} xlstm_store_entry;
+
+XLSTM_API int xlstm_store_open(xlstm_store **out, const char *folder, xlstm_error *err);
+XLSTM_API void xlstm_store_close(xlstm_store *store);
+/* A new session; `name` may be NULL. */
+XLSTM_API int xlstm_store_create(uint64_t *id, xlstm_store *store, const xlstm_state *state, const char *name,
+                                 xlstm_error *err);
+/* Replaces the state of a session. */
+XLSTM_API int xlstm_store_save(xlstm_store *store, uint64_t id, const xlstm_state *state, xlstm_error *err);
+/* Maps the state of a session; with the checks of xlstm_state_load. */
+XLSTM_API int xlstm_store_load(xlstm_state **out, xlstm_store *store, xlstm_model *model, uint64_t id, bool verify,
+                               xlstm_error *err);
+/* A second session with the same state: constant time, the file is shared until one of them is saved. */
+XLSTM_API int xlstm_store_fork(uint64_t *id, xlstm_store *store, uint64_t source, const char *name, xlstm_error *err);
+/* NULL or "" takes the name away. */
+XLSTM_API int xlstm_store_rename(xlstm_store *store, uint64_t id, const char *name, xlstm_error *err);
+XLSTM_API int xlstm_store_remove(xlstm_store *store, uint64_t id, xlstm_error *err);
+/* Removes the sessions not used for `seconds`; *removed may be NULL. */
+XLSTM_API int xlstm_store_expire(size_t *removed, xlstm_store *store, int64_t seconds, xlstm_error *err);
+/* By name, or by number when no session has that name. */
+XLSTM_API int xlstm_store_find(xlstm_store_entry *out, xlstm_store *store, const char *name, xlstm_error *err);
+/* The most recently used first; freed with xlstm_free. */
+XLSTM_API int xlstm_store_list(xlstm_store_entry **out, size_t *n, xlstm_store *store, xlstm_error *err);
 
 /* ---- tokenizer -------------------------------------------------------------------------------------------------- */
 

@@ -20,6 +20,8 @@ int xl_backend_open(xl_backend **out, const char *name, const xl_backend_options
                    name);
 }
 
+#define STATE_LIMIT (SIZE_MAX / 16)
+
 int xl_state_layout_make(xl_state_layout *out, xlstm_dtype dtype, uint32_t num_blocks, uint32_t num_heads,
                          uint32_t head_qk, uint32_t head_v, xlstm_error *err)
 {
@@ -30,6 +32,10 @@ int xl_state_layout_make(xl_state_layout *out, xlstm_dtype dtype, uint32_t num_b
                              .num_heads = num_heads,
                              .head_qk = head_qk,
                              .head_v = head_v};
+    if (num_blocks == 0 || num_heads == 0 || head_qk == 0 || head_v == 0) {
+        return xl_fail(err, XLSTM_E_UNSUPPORTED, "a state of %u blocks, %u heads of %u x %u: expected at least 1 of each",
+                       num_blocks, num_heads, head_qk, head_v);
+    }
     switch (dtype) {
     case XLSTM_F64: out->c_row_bytes = (size_t)head_v * 8; break;
     case XLSTM_F32: out->c_row_bytes = (size_t)head_v * 4; break;
@@ -40,16 +46,17 @@ int xl_state_layout_make(xl_state_layout *out, xlstm_dtype dtype, uint32_t num_b
                        xlstm_dtype_name(dtype));
     }
     size_t c_rows, n_items;
-    bool fits = xl_mul(&c_rows, num_heads, head_qk) && xl_mul(&out->c_bytes, c_rows, out->c_row_bytes);
     out->n_head_bytes = (size_t)head_qk * (out->n_dtype == XLSTM_F64 ? 8 : out->n_dtype == XLSTM_F32 ? 4 : 2);
     out->m_head_bytes = out->m_dtype == XLSTM_F64 ? 8 : 4;
-    fits = fits && xl_mul(&n_items, num_heads, out->n_head_bytes) && out->c_bytes < SIZE_MAX / 4;
+    /* Each part stays under STATE_LIMIT, so that sums of a few of them cannot wrap. */
+    bool fits = xl_mul(&c_rows, num_heads, head_qk) && xl_mul(&out->c_bytes, c_rows, out->c_row_bytes) &&
+                xl_mul(&n_items, num_heads, out->n_head_bytes) && out->c_bytes < STATE_LIMIT && n_items < STATE_LIMIT;
     if (fits) {
         out->c_bytes = xl_round_up(out->c_bytes, XL_ALIGN);
         out->n_bytes = xl_round_up(n_items, XL_ALIGN);
         out->m_bytes = xl_round_up(num_heads * out->m_head_bytes, XL_ALIGN);
         out->block_bytes = out->c_bytes + out->n_bytes + out->m_bytes;
-        fits = xl_mul(&out->total_bytes, out->block_bytes, num_blocks);
+        fits = xl_mul(&out->total_bytes, out->block_bytes, num_blocks) && out->total_bytes < STATE_LIMIT;
     }
     if (!fits) return xl_fail(err, XLSTM_E_UNSUPPORTED, "a state of this geometry does not fit in memory");
     return XLSTM_OK;

@@ -405,6 +405,7 @@ int xlstm_model_open(xlstm_model **out, const char *path, const xlstm_model_opti
     xlstm_model *m = xl_calloc(1, sizeof(*m), err);
     if (m == NULL) return XLSTM_E_MEMORY;
     pthread_mutex_init(&m->lock, NULL);
+    pthread_mutex_init(&m->idle_lock, NULL);
     m->log = (xl_log){o->log, o->log_user};
     xl_log log = {keep_warning, m};
     char *config = NULL, *folder = NULL;
@@ -474,6 +475,7 @@ void xlstm_model_free(xlstm_model *m)
         plan_buffers(plan, m);
         for (size_t i = 0; i < BUFFERS; i++) m->backend->ops->buffer_free(m->backend, *plan[i].buffer);
         free_weights(m);
+        for (uint32_t i = 0; i < m->n_idle; i++) m->backend->ops->store_free(m->backend, m->idle[i]);
         m->backend->ops->close(m->backend);
     }
     xl_release(m->ids);
@@ -486,6 +488,7 @@ void xlstm_model_free(xlstm_model *m)
     xl_weights_close(m->weights);
     for (size_t i = 0; i < m->n_warnings; i++) xl_release(m->warnings[i]);
     xl_release(m->warnings);
+    pthread_mutex_destroy(&m->idle_lock);
     pthread_mutex_destroy(&m->lock);
     xl_release(m);
 }

@@ -35,6 +35,8 @@ typedef struct xl_pass_row {
     int64_t token;
 } xl_pass_row;
 
+enum { XL_IDLE_STORES = 8, XL_IDLE_BYTES = 512 << 20 }; /* most stores kept, and most bytes of them */
+
 struct xlstm_model {
     xlstm_model_info info;
     xl_config config;
@@ -49,6 +51,11 @@ struct xlstm_model {
     xl_block *blocks;    /* [num_blocks] */
     xl_matrix *embedding, *head, *out_norm, *out_norm_bias;
     xl_pass_buffers b;
+
+    /* Stores of freed sessions, kept for the next ones: touching new memory costs more than copying a state into it. */
+    pthread_mutex_t idle_lock;
+    xl_store *idle[XL_IDLE_STORES];
+    uint32_t n_idle;
 
     /* One evaluation at a time; what it needs is here so that it allocates nothing. */
     pthread_mutex_t lock;

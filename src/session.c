@@ -10,18 +10,48 @@
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
-int xlstm_session_new(xlstm_session **out, xlstm_model *model, xlstm_error *err)
+/* A store some freed session left, its contents unknown, or NULL. */
+static xl_store *take_idle(xlstm_model *m)
+{
+    pthread_mutex_lock(&m->idle_lock);
+    xl_store *store = m->n_idle > 0 ? m->idle[--m->n_idle] : NULL;
+    pthread_mutex_unlock(&m->idle_lock);
+    return store;
+}
+
+static void give_idle(xlstm_model *m, xl_store *store)
+{
+    if (store == NULL) return;
+    pthread_mutex_lock(&m->idle_lock);
+    bool keep = m->n_idle < XL_IDLE_STORES && (m->n_idle + 1) * m->info.state_bytes <= XL_IDLE_BYTES;
+    if (keep) m->idle[m->n_idle++] = store;
+    pthread_mutex_unlock(&m->idle_lock);
+    if (!keep) m->backend->ops->store_free(m->backend, store);
+}
+
+/* A session whose state is that of `source`, or zero if that is NULL. */
+static int session_make(xlstm_session **out, xlstm_model *model, const xl_store *source, xlstm_error *err)
 {
     *out = NULL;
     if (model->backend == NULL) {
         return xl_fail(err, XLSTM_E_ARGUMENT, "the model was opened with headers_only: no session can be made");
     }
+    const xl_backend_ops *ops = model->backend->ops;
     xlstm_session *s = xl_calloc(1, sizeof(*s), err);
     if (s == NULL) return XLSTM_E_MEMORY;
     s->model = model;
     int result = XLSTM_E_MEMORY;
     s->logits = xl_alloc(model->info.vocab_size * sizeof(float), err);
-    if (s->logits != NULL) result = model->backend->ops->store_new(model->backend, &s->store, err);
+    if (s->logits != NULL) {
+        s->store = take_idle(model);
+        bool fresh = s->store == NULL;
+        result = fresh ? ops->store_new(model->backend, &s->store, err) : XLSTM_OK;
+        if (result == XLSTM_OK && source != NULL) {
+            result = ops->store_copy(model->backend, s->store, source, err);
+        } else if (result == XLSTM_OK && !fresh) {
+            result = ops->store_zero(model->backend, s->store, err);
+        }
+    }
     if (result != XLSTM_OK) {
         xlstm_session_free(s);
         return result;
@@ -30,30 +60,28 @@ int xlstm_session_new(xlstm_session **out, xlstm_model *model, xlstm_error *err)
     return XLSTM_OK;
 }
 
+int xlstm_session_new(xlstm_session **out, xlstm_model *model, xlstm_error *err)
+{
+    return session_make(out, model, NULL, err);
+}
+
 int xlstm_session_fork(xlstm_session **out, const xlstm_session *source, xlstm_error *err)
 {
-    *out = NULL;
-    xlstm_session *s;
-    int result = xlstm_session_new(&s, source->model, err);
+    int result = session_make(out, source->model, source->store, err);
     if (result != XLSTM_OK) return result;
-    result = s->model->backend->ops->store_copy(s->model->backend, s->store, source->store, err);
-    if (result != XLSTM_OK) {
-        xlstm_session_free(s);
-        return result;
-    }
+    xlstm_session *s = *out;
     s->position = source->position;
     s->token_hash = source->token_hash;
     s->poisoned = source->poisoned;
     s->has_logits = source->has_logits;
     if (s->has_logits) memcpy(s->logits, source->logits, s->model->info.vocab_size * sizeof(float));
-    *out = s;
     return XLSTM_OK;
 }
 
 void xlstm_session_free(xlstm_session *s)
 {
     if (s == NULL) return;
-    s->model->backend->ops->store_free(s->model->backend, s->store);
+    give_idle(s->model, s->store);
     xl_release(s->logits);
     xl_release(s);
 }

@@ -1,6 +1,6 @@
 /*
  * state.c — snapshots of a session and their file format (docs/state-file.md). A snapshot is independent of the session
- * it came from; one loaded from a file reads straight from the mapping.
+ * it came from; one loaded from a file reads straight from the mapping. What the values mean is left to state_math.c.
  */
 #include "state.h"
 
@@ -92,12 +92,15 @@ static int check_file(header_page *page, xl_state_layout *layout, const uint8_t 
     if (h->header_hash != header_hash(page)) {
         return xl_fail(err, XLSTM_E_FORMAT, "%s: damaged header (checksum differs)", name);
     }
+    /* No sum below can wrap: the layout's total and the logits are far under 2^63. */
+    xlstm_error shape;
     int result = xl_state_layout_make(layout, (xlstm_dtype)h->dtype, h->num_blocks, h->num_heads, h->head_qk, h->head_v,
-                                      err);
-    if (result != XLSTM_OK) return result;
+                                      &shape);
+    if (result != XLSTM_OK) return xl_fail(err, XLSTM_E_FORMAT, "%s: %s", name, shape.message);
     bool consistent = h->header_bytes == HEADER_BYTES && h->state_bytes == layout->total_bytes &&
                       (h->logits_bytes == 0 || h->logits_bytes == (uint64_t)h->vocab_size * sizeof(float)) &&
-                      h->file_bytes == HEADER_BYTES + h->state_bytes + h->logits_bytes && h->note_bytes <= NOTE_MAX;
+                      h->file_bytes == HEADER_BYTES + h->state_bytes + h->logits_bytes && h->note_bytes <= NOTE_MAX &&
+                      memchr(page->note, '\0', h->note_bytes) == NULL && h->reserved == 0;
     if (!consistent) return xl_fail(err, XLSTM_E_FORMAT, "%s: the header contradicts itself", name);
     if (size != h->file_bytes) {
         return xl_fail(err, XLSTM_E_FORMAT, "%s: %s: %zu bytes, expected %llu", name,
@@ -109,10 +112,11 @@ static int check_file(header_page *page, xl_state_layout *layout, const uint8_t 
     return XLSTM_OK;
 }
 
-/* Does a state fit a model? */
+/* Does a state fit a model? NULL: any. */
 static int check_fit(const xlstm_model *m, const xl_state_layout *layout, uint64_t fingerprint, uint32_t vocab_size,
                      const char *name, xlstm_error *err)
 {
+    if (m == NULL) return XLSTM_OK;
     const xlstm_model_info *i = &m->info;
     if (m->backend == NULL) return xl_fail(err, XLSTM_E_ARGUMENT, "the model was opened with headers_only");
     const xl_state_layout *want = m->backend->ops->layout(m->backend);
@@ -153,8 +157,7 @@ static void fill_from_header(xlstm_state *s, const header_page *page, const xl_s
 
 /* ---- snapshots -------------------------------------------------------------------------------------------------- */
 
-/* Memory for a state and its logits; the layout's total is a multiple of 64, so both are aligned. */
-static int state_new(xlstm_state **out, const xl_state_layout *layout, uint32_t vocab_size, xlstm_error *err)
+int xl_state_new(xlstm_state **out, const xl_state_layout *layout, uint32_t vocab_size, bool logits, xlstm_error *err)
 {
     *out = NULL;
     xlstm_state *s = xl_calloc(1, sizeof(*s), err);
@@ -162,13 +165,42 @@ static int state_new(xlstm_state **out, const xl_state_layout *layout, uint32_t 
     s->map.fd = -1;
     s->layout = *layout;
     s->vocab_size = vocab_size;
-    s->memory = xl_alloc(layout->total_bytes + vocab_size * sizeof(float), err);
+    s->memory = xl_alloc(layout->total_bytes + (logits ? vocab_size * sizeof(float) : 0), err);
     if (s->memory == NULL) {
         xlstm_state_free(s);
         return XLSTM_E_MEMORY;
     }
     s->bytes = s->memory;
+    if (logits) s->logits = (const float *)(const void *)(s->memory + layout->total_bytes);
     *out = s;
+    return XLSTM_OK;
+}
+
+/* The logits of a state that was made with room for them. */
+static void set_logits(xlstm_state *s, const float *logits)
+{
+    memcpy(s->memory + s->layout.total_bytes, logits, s->vocab_size * sizeof(float));
+}
+
+/* Everything but bytes and logits. */
+static void copy_facts(xlstm_state *to, const xlstm_state *from)
+{
+    to->fingerprint = from->fingerprint;
+    to->position = from->position;
+    to->token_hash = from->token_hash;
+    memcpy(to->note, from->note, sizeof(to->note));
+}
+
+int xl_state_like(xlstm_state **out, const xlstm_state *state, xlstm_dtype dtype, bool logits, xlstm_error *err)
+{
+    *out = NULL;
+    const xl_state_layout *l = &state->layout;
+    xl_state_layout layout;
+    int result = xl_state_layout_make(&layout, dtype, l->num_blocks, l->num_heads, l->head_qk, l->head_v, err);
+    if (result == XLSTM_OK) result = xl_state_new(out, &layout, state->vocab_size, logits, err);
+    if (result != XLSTM_OK) return result;
+    copy_facts(*out, state);
+    if (logits) set_logits(*out, state->logits);
     return XLSTM_OK;
 }
 
@@ -181,7 +213,7 @@ int xlstm_state_snapshot(xlstm_state **out, const xlstm_session *session, xlstm_
                        "the session is poisoned by a non-finite value: its state is not saved; reset or restore it");
     }
     xlstm_state *s;
-    int result = state_new(&s, m->backend->ops->layout(m->backend), m->info.vocab_size, err);
+    int result = xl_state_new(&s, m->backend->ops->layout(m->backend), m->info.vocab_size, session->has_logits, err);
     if (result != XLSTM_OK) return result;
     result = m->backend->ops->store_read(m->backend, session->store, s->memory, err);
     if (result != XLSTM_OK) {
@@ -191,18 +223,14 @@ int xlstm_state_snapshot(xlstm_state **out, const xlstm_session *session, xlstm_
     s->fingerprint = m->info.fingerprint;
     s->position = session->position;
     s->token_hash = session->token_hash;
-    if (session->has_logits) {
-        float *logits = (float *)(void *)(s->memory + s->layout.total_bytes);
-        memcpy(logits, session->logits, s->vocab_size * sizeof(float));
-        s->logits = logits;
-    }
+    if (session->has_logits) set_logits(s, session->logits);
     *out = s;
     return XLSTM_OK;
 }
 
 int xlstm_state_restore(xlstm_session *session, const xlstm_state *state, xlstm_error *err)
 {
-    xlstm_model *m = session->model;
+    const xlstm_model *m = session->model;
     int result = check_fit(m, &state->layout, state->fingerprint, state->vocab_size, "state", err);
     if (result == XLSTM_OK) result = m->backend->ops->store_write(m->backend, session->store, state->bytes, err);
     if (result != XLSTM_OK) return result;
@@ -216,21 +244,9 @@ int xlstm_state_restore(xlstm_session *session, const xlstm_state *state, xlstm_
 
 int xlstm_state_copy(xlstm_state **out, const xlstm_state *state, xlstm_error *err)
 {
-    xlstm_state *s;
-    int result = state_new(&s, &state->layout, state->vocab_size, err);
-    *out = s;
-    if (result != XLSTM_OK) return result;
-    s->fingerprint = state->fingerprint;
-    s->position = state->position;
-    s->token_hash = state->token_hash;
-    memcpy(s->note, state->note, sizeof(s->note));
-    memcpy(s->memory, state->bytes, s->layout.total_bytes);
-    if (state->logits != NULL) {
-        float *logits = (float *)(void *)(s->memory + s->layout.total_bytes);
-        memcpy(logits, state->logits, s->vocab_size * sizeof(float));
-        s->logits = logits;
-    }
-    return XLSTM_OK;
+    int result = xl_state_like(out, state, state->layout.dtype, state->logits != NULL, err);
+    if (result == XLSTM_OK) memcpy((*out)->memory, state->bytes, state->layout.total_bytes);
+    return result;
 }
 
 void xlstm_state_free(xlstm_state *state)
@@ -304,7 +320,7 @@ int xlstm_state_deserialize(xlstm_state **out, xlstm_model *model, const void *b
     if (result == XLSTM_OK) result = check_fit(model, &layout, page.h.fingerprint, page.h.vocab_size, "state", err);
     if (result != XLSTM_OK) return result;
     xlstm_state *s;
-    result = state_new(&s, &layout, page.h.vocab_size, err);
+    result = xl_state_new(&s, &layout, page.h.vocab_size, page.h.logits_bytes != 0, err);
     if (result != XLSTM_OK) return result;
     memcpy(s->memory, (const uint8_t *)bytes + HEADER_BYTES, page.h.state_bytes + page.h.logits_bytes);
     fill_from_header(s, &page, &layout, s->memory);
@@ -334,6 +350,8 @@ void xlstm_state_get_info(const xlstm_state *s, xlstm_state_info *out)
     memcpy(out->note, s->note, sizeof(out->note));
 }
 
+const float *xlstm_state_logits(const xlstm_state *state) { return state->logits; }
+
 int xlstm_state_describe(xlstm_state_info *out, const char *path, bool verify, xlstm_error *err)
 {
     xlstm_state s = {.map = {.fd = -1}};
@@ -347,39 +365,4 @@ int xlstm_state_describe(xlstm_state_info *out, const char *path, bool verify, x
     }
     xl_map_close(&s.map);
     return result;
-}
-
-/* n values of a C row or of n, as float32. */
-static void read_values(float *out, const uint8_t *in, xlstm_dtype dtype, size_t n)
-{
-    if (dtype == XLSTM_F64) {
-        for (size_t i = 0; i < n; i++) {
-            double x;
-            memcpy(&x, in + i * sizeof(x), sizeof(x));
-            out[i] = (float)x;
-        }
-    } else if (dtype == XLSTM_I8) {
-        float scale;
-        memcpy(&scale, in + n, sizeof(scale));
-        for (size_t i = 0; i < n; i++) out[i] = (float)(int8_t)in[i] * scale;
-    } else {
-        xl_decode_row(out, in, dtype, n);
-    }
-}
-
-int xlstm_state_read_head(const xlstm_state *s, uint32_t block, uint32_t head, float *C, float *n, float *m,
-                          xlstm_error *err)
-{
-    const xl_state_layout *l = &s->layout;
-    if (block >= l->num_blocks || head >= l->num_heads) {
-        return xl_fail(err, XLSTM_E_ARGUMENT, "block %u, head %u: expected below %u and %u", block, head, l->num_blocks,
-                       l->num_heads);
-    }
-    const uint8_t *rows = s->bytes + xl_state_c_offset(l, block, head);
-    for (size_t a = 0; C != NULL && a < l->head_qk; a++) {
-        read_values(C + a * l->head_v, rows + a * l->c_row_bytes, l->dtype, l->head_v);
-    }
-    if (n != NULL) read_values(n, s->bytes + xl_state_n_offset(l, block, head), l->n_dtype, l->head_qk);
-    if (m != NULL) read_values(m, s->bytes + xl_state_m_offset(l, block, head), l->m_dtype, 1);
-    return XLSTM_OK;
 }

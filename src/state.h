@@ -17,4 +17,10 @@ struct xlstm_state {
     char note[1024];
 };
 
+/* A state of that geometry in memory of its own, with room for logits if asked for; all values uninitialised, facts 0. The
+ * layout's total is a multiple of 64, so that the logits behind it are aligned. */
+int xl_state_new(xlstm_state **out, const xl_state_layout *layout, uint32_t vocab_size, bool logits, xlstm_error *err);
+/* The same with the facts (and logits, if asked for: it must have some) of `state`; its values are uninitialised. */
+int xl_state_like(xlstm_state **out, const xlstm_state *state, xlstm_dtype dtype, bool logits, xlstm_error *err);
+
 #endif

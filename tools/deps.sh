@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 
 group=${1:-build}
 native=$(dpkg --print-architecture 2>/dev/null || true)
-must=(gcc libc6-dev make cmake ninja-build pkg-config libjansson-dev libpcre2-dev libxxhash-dev libedit-dev)
+must=(gcc libc6-dev make cmake ninja-build pkg-config libjansson-dev libpcre2-dev libxxhash-dev libsqlite3-dev
+    libedit-dev)
 may=()
 case $group in
 build) ;;
@@ -20,7 +21,8 @@ test | all)
     if [ "$group" = all ]; then
         may+=(clang-format clang-tidy cppcheck shellcheck gcc-aarch64-linux-gnu qemu-user-static)
         if [ "$native" = amd64 ] && grep -q '^ID=debian' /etc/os-release; then
-            may+=(libc6-dev:arm64 libjansson-dev:arm64 libpcre2-dev:arm64 libxxhash-dev:arm64 libedit-dev:arm64
+            may+=(libc6-dev:arm64 libjansson-dev:arm64 libpcre2-dev:arm64 libxxhash-dev:arm64
+                libsqlite3-dev:arm64 libedit-dev:arm64
                 libcmocka-dev:arm64)
         fi
     fi
@@ -49,6 +51,7 @@ found_without_apt()
     qemu-user-static) command -v qemu-aarch64 qemu-aarch64-static >/dev/null ;;
     libjansson-dev) pkg-config --exists jansson 2>/dev/null ;;
     libpcre2-dev) pkg-config --exists libpcre2-8 2>/dev/null ;;
+    libsqlite3-dev) pkg-config --exists sqlite3 2>/dev/null ;;
     libxxhash-dev) pkg-config --exists libxxhash 2>/dev/null ;;
     libedit-dev) pkg-config --exists libedit 2>/dev/null ;;
     libcmocka-dev) pkg-config --exists cmocka 2>/dev/null ;;
