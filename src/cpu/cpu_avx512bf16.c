@@ -1,0 +1,70 @@
+/*
+ * cpu_avx512bf16.c — products of bfloat16 weights with activations that are bfloat16 anyway, two at a time
+ * (vdpbf16ps). The machine's instruction treats subnormal operands and results as zero; normal numbers are exact
+ * products summed in float32. Same panels as the float32 product.
+ */
+#if !defined(__AVX512BF16__)
+#error "compile this file with -mavx512f -mavx512bf16"
+#endif
+#include <immintrin.h>
+
+#define VW 16
+#define NV 2
+#define MR 12
+#define FMA(a, b, c) ((V)_mm512_fmadd_ps(a, b, c))
+
+#include "cpu_vec.h"
+
+enum { PANEL = NV * VW };
+
+INLINE void tile_block(float *out, const uint8_t *w, const uint32_t *x, size_t K, int mr, int nv, bool first)
+{
+    __m512 sum[MR][NV];
+    UNROLL for (int r = 0; r < mr; r++)
+        UNROLL for (int v = 0; v < nv; v++) sum[r][v] = _mm512_setzero_ps();
+    for (size_t k = 0; k < K; k += 2, w += (size_t)nv * VW * 4, x += mr) {
+        __m512bh pair[NV];
+        UNROLL for (int v = 0; v < nv; v++) pair[v] = (__m512bh)_mm512_loadu_si512(w + (size_t)v * VW * 4);
+        UNROLL for (int r = 0; r < mr; r++) {
+            __m512bh a = (__m512bh)_mm512_set1_epi32((int)x[r]);
+            UNROLL for (int v = 0; v < nv; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], a, pair[v]);
+        }
+    }
+    UNROLL for (int r = 0; r < mr; r++)
+        UNROLL for (int v = 0; v < nv; v++) {
+            float *at = out + r * PANEL + v * VW;
+            v_store(at, first ? (V)sum[r][v] : v_load(at) + (V)sum[r][v]);
+        }
+}
+
+#define TILE_CASE(n) \
+    case n: \
+        if (width == PANEL) \
+            tile_block(at, w, tile, span, n, NV, k == 0); \
+        else \
+            tile_block(at, w, tile, span, n, 1, k == 0); \
+        break;
+
+static void product(float *out, const void *panel, uint32_t width, const void *x, uint32_t rows, size_t K)
+{
+    size_t padded = K + (K & 1);
+    uint32_t tiles = xl_cpu_tiles(rows, MR);
+    for (size_t k = 0; k < padded; k += XL_CPU_K_BLOCK) {
+        size_t span = XL_MIN(padded - k, (size_t)XL_CPU_K_BLOCK), row = 0;
+        const uint8_t *w = (const uint8_t *)panel + k * width * 2;
+        float *at = out;
+        for (uint32_t t = 0; t < tiles; t++) {
+            uint32_t n = xl_cpu_tile_rows(rows, MR, t);
+            const uint32_t *tile = (const uint32_t *)x + row * (padded / 2) + k / 2 * n;
+            switch (n) {
+                TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6)
+                TILE_CASE(7) TILE_CASE(8) TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12)
+            default: break;
+            }
+            row += n;
+            at += (size_t)n * PANEL;
+        }
+    }
+}
+
+const xl_cpu_product_fn xl_cpu_product_bf16_avx512bf16 = product;

@@ -1,0 +1,324 @@
+/*
+ * cpu_cell.h — everything of one instruction set that is no product with weights: norms, activations, and the pieces of
+ * the mLSTM cell. Included once by its file, after cpu_product.h.
+ *   GR, GN   rows and vectors of a tile of `gemm`
+ *   SN       vectors of C a step keeps sums for in registers
+ */
+
+static void round_values(float *out, const float *in, size_t n, xlstm_dtype dtype)
+{
+    for (size_t i = 0; i < n; i += VW) v_put(out, v_round_to(v_get(in, i, n), dtype), i, n);
+}
+
+static float dot(const float *a, const float *b, uint32_t n)
+{
+    V sum = {0};
+    for (size_t i = 0; i < n; i += VW) sum = FMA(v_get(a, i, n), v_get(b, i, n), sum);
+    return v_sum(sum);
+}
+
+static void scale(float *out, const float *in, float factor, uint32_t n)
+{
+    for (size_t i = 0; i < n; i += VW) v_put(out, v_get(in, i, n) * factor, i, n);
+}
+
+static void blend(float *out, const float *in, float keep, float factor, uint32_t n)
+{
+    V k = v_all(keep), f = v_all(factor);
+    for (size_t i = 0; i < n; i += VW) v_put(out, FMA(f, v_get(in, i, n), k * v_get(out, i, n)), i, n);
+}
+
+/* ---- norms and activations -------------------------------------------------------------------------------------- */
+
+/* Sum of squares over four vectors added in a fixed order. */
+INLINE float sum_squares(const float *x, float mean, uint32_t n, xlstm_dtype stats)
+{
+    V sum[4] = {{0}, {0}, {0}, {0}};
+    uint32_t i = 0, a = 0;
+    for (; i + VW <= n; i += VW, a = (a + 1) & 3) {
+        V d = v_round_to(v_load(x + i) - mean, stats);
+        sum[a] += v_round_to(d * d, stats);
+    }
+    if (i < n) {
+        V d = v_round_to(v_load_part(x + i, n - i) - mean, stats), square = v_round_to(d * d, stats), kept = {0};
+        memcpy(&kept, &square, (n - i) * 4);
+        sum[a] += kept;
+    }
+    return v_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+static bool rmsnorm(float *y, const float *x, const float *weight, const float *bias, uint32_t n, float eps,
+                    xlstm_dtype stats, xlstm_dtype round)
+{
+    float squares = sum_squares(x, 0, n, stats);
+    float mean = round_to(squares / (float)n, stats);
+    V factor = v_all(round_to(1.0f / sqrtf(round_to(mean + eps, stats)), stats));
+    for (size_t i = 0; i < n; i += VW) {
+        V v = v_round_to(v_get(x, i, n) * factor, stats) * v_get(weight, i, n);
+        if (bias) v += v_get(bias, i, n);
+        v_put(y, v_round_to(v, round), i, n);
+    }
+    return xl_is_finite(squares);
+}
+
+static bool mhnorm_gate(float *g, const float *h, const float *o, const float *weight, const float *bias, uint32_t n,
+                        float eps, xlstm_dtype stats, xlstm_dtype round)
+{
+    V sum = {0};
+    for (size_t i = 0; i < n; i += VW) sum += v_get(h, i, n);
+    float mean = round_to(v_sum(sum) / (float)n, stats);
+    float squares = sum_squares(h, mean, n, stats);
+    float variance = round_to(squares / (float)n, stats);
+    V factor = v_all(round_to(1.0f / sqrtf(round_to(variance + eps, stats)), stats));
+    for (size_t i = 0; i < n; i += VW) {
+        V v = v_round_to(v_round_to(v_get(h, i, n) - mean, stats) * factor, stats) * v_get(weight, i, n);
+        if (bias) v += v_get(bias, i, n);
+        v_put(g, v_round_to(v_sigmoid(v_get(o, i, n)) * v, round), i, n);
+    }
+    return xl_is_finite(squares);
+}
+
+static void swiglu(float *a, const float *gate, const float *up, size_t n, xlstm_dtype round)
+{
+    for (size_t i = 0; i < n; i += VW) {
+        V x = v_get(gate, i, n);
+        v_put(a, v_round_to(x * v_sigmoid(x) * v_get(up, i, n), round), i, n);
+    }
+}
+
+static void add_values(float *x, const float *y, size_t n, xlstm_dtype round)
+{
+    for (size_t i = 0; i < n; i += VW) v_put(x, v_round_to(v_get(x, i, n) + v_get(y, i, n), round), i, n);
+}
+
+static bool softcap(float *x, size_t n, float cap)
+{
+    VU largest = {0};
+    for (size_t i = 0; i < n; i += VW) {
+        V v = v_get(x, i, n);
+        if (cap > 0) v = cap * v_tanh(v / cap);
+        VU bits = (VU)v & 0x7f800000u;
+        largest |= (VU)((VI)(bits == 0x7f800000u));
+        v_put(x, v, i, n);
+    }
+    uint32_t any[VW], bad = 0;
+    memcpy(any, &largest, sizeof any);
+    for (int i = 0; i < VW; i++) bad |= any[i];
+    return bad == 0;
+}
+
+/* ---- small products of the chunk form --------------------------------------------------------------------------- */
+
+INLINE void gemm_tile(const xl_cpu_gemm *g, uint32_t m, uint32_t n, int mr, int nv, size_t part)
+{
+    V sum[GR][GN];
+    UNROLL for (int r = 0; r < mr; r++)
+        UNROLL for (int v = 0; v < nv; v++) sum[r][v] = (V){0};
+    const float *a = g->a + m * g->a_row, *b = g->b + n;
+    for (uint32_t k = 0; k < g->K; k++, a += g->a_k, b += g->b_row) {
+        V row[GN];
+        UNROLL for (int v = 0; v < nv; v++) row[v] = part ? v_load_part(b, part) : v_load(b + v * VW);
+        UNROLL for (int r = 0; r < mr; r++) {
+            V x = v_all(a[(size_t)r * g->a_row]);
+            UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(x, row[v], sum[r][v]);
+        }
+    }
+    UNROLL for (int r = 0; r < mr; r++)
+        UNROLL for (int v = 0; v < nv; v++) {
+            float *at = g->out + (m + (uint32_t)r) * g->out_row + n + v * VW;
+            V y = sum[r][v];
+            if (g->keep) y = FMA(v_all(g->scale), part ? v_load_part(at, part) : v_load(at), y);
+            if (part)
+                v_store_part(at, y, part);
+            else
+                v_store(at, y);
+        }
+}
+
+INLINE void gemm_rows(const xl_cpu_gemm *g, uint32_t m, int mr)
+{
+    uint32_t n = 0;
+    for (; n + GN * VW <= g->N; n += GN * VW) gemm_tile(g, m, n, mr, GN, 0);
+    for (; n + VW <= g->N; n += VW) gemm_tile(g, m, n, mr, 1, 0);
+    if (n < g->N) gemm_tile(g, m, n, mr, 1, g->N - n);
+}
+
+static void gemm(const xl_cpu_gemm *g)
+{
+    uint32_t m = 0;
+    for (; m + GR <= g->M; m += GR) gemm_rows(g, m, GR);
+    for (; m < g->M; m++) gemm_rows(g, m, 1);
+}
+
+static float weigh(float *p, float *log_weight, float forget, float M, uint32_t n)
+{
+    V sum = {0};
+    for (size_t i = 0; i < n; i += VW) {
+        V w = v_get(log_weight, i, n) + forget;
+        v_put(log_weight, w, i, n);
+        V y = v_get(p, i, n) * v_exp(w - M);
+        v_put(p, y, i, n);
+        sum += i + VW <= n ? y : v_load_part((const float *)&y, n - i);
+    }
+    return v_sum(sum);
+}
+
+static void quotient(float *out, const float *in, float den, uint32_t n, xlstm_dtype round)
+{
+    for (size_t i = 0; i < n; i += VW) v_put(out, v_round_to(v_get(in, i, n) / den, round), i, n);
+}
+
+/* ---- state ------------------------------------------------------------------------------------------------------ */
+
+static void load_state(float *out, const uint8_t *in, xlstm_dtype dtype, uint32_t n)
+{
+    if (dtype == XLSTM_F32) {
+        memcpy(out, in, (size_t)n * 4);
+        return;
+    }
+    float factor = 1;
+    if (dtype == XLSTM_I8) memcpy(&factor, in + n, 4);
+    uint32_t i = 0;
+    for (; i + VW <= n; i += VW) {
+        if (dtype == XLSTM_BF16) {
+            v_store(out + i, v_from_bf16(u_load16(in + 2 * i)));
+        } else {
+            B b;
+            memcpy(&b, in + i, sizeof b);
+            v_store(out + i, __builtin_convertvector(b, V) * factor);
+        }
+    }
+    for (; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, in + 2 * (dtype == XLSTM_BF16 ? i : 0), 2);
+        out[i] = dtype == XLSTM_BF16 ? xl_bf16_to_f32(h) : (float)(int8_t)in[i] * factor;
+    }
+}
+
+/* int8: nearest even of x / scale, scale = largest |x| / 127 of the row; NaN poisons the scale. */
+static void save_state(uint8_t *out, const float *in, xlstm_dtype dtype, uint32_t n)
+{
+    if (dtype == XLSTM_F32) {
+        memcpy(out, in, (size_t)n * 4);
+        return;
+    }
+    uint32_t i = 0;
+    if (dtype == XLSTM_BF16) {
+        for (; i + VW <= n; i += VW) u_store16(out + 2 * i, v_to_bf16(v_load(in + i)));
+        for (; i < n; i++) {
+            uint16_t h = xl_f32_to_bf16(in[i]);
+            memcpy(out + 2 * i, &h, 2);
+        }
+        return;
+    }
+    V top = {0};
+    for (size_t j = 0; j < n; j += VW) {
+        V a = v_abs(v_get(in, j, n));
+        top = v_select(a <= top, top, a);
+        top = v_select(a == a, top, a);
+    }
+    float lanes[VW], largest = 0, inverse = 0;
+    v_store(lanes, top);
+    for (int j = 0; j < VW; j++)
+        if (!(lanes[j] <= largest)) largest = lanes[j];
+    float step = largest / 127.0f;
+    if (step > 0) inverse = 1.0f / step;
+    memcpy(out + n, &step, 4);
+    for (; i < n; i += VW) {
+        V level = v_nearest(v_get(in, i, n) * inverse);
+        level = v_select(v_abs(level) <= 127.0f, level, v_all(0));
+        B b = __builtin_convertvector(level, B);
+        memcpy(out + i, &b, XL_MIN((size_t)(n - i), (size_t)VW));
+    }
+}
+
+INLINE V state_get(const uint8_t *p, xlstm_dtype dtype)
+{
+    return dtype == XLSTM_F32 ? (V)u_load(p) : v_from_bf16(u_load16(p));
+}
+
+INLINE void state_put(uint8_t *p, V v, xlstm_dtype dtype)
+{
+    if (dtype == XLSTM_F32)
+        memcpy(p, &v, sizeof v);
+    else
+        u_store16(p, v_to_bf16(v));
+}
+
+/* nv vectors of columns from `at` on: one pass over these columns of C. */
+INLINE void step_columns(const xl_cpu_step *s, uint32_t at, int nv, xlstm_dtype dtype, float den)
+{
+    V sum[SN], v[SN], forget = v_all(s->forget);
+    size_t bytes = dtype == XLSTM_F32 ? 4 : 2;
+    UNROLL for (int j = 0; j < nv; j++) {
+        sum[j] = (V){0};
+        v[j] = v_load(s->v + at + j * VW);
+    }
+    uint8_t *C = s->C + at * bytes;
+    for (uint32_t a = 0; a < s->dq; a++, C += s->c_row_bytes) {
+        V kw = v_all(s->kw[a]), q = v_all(s->q[a]);
+        UNROLL for (int j = 0; j < nv; j++) {
+            uint8_t *p = C + (size_t)j * VW * bytes;
+            V c = FMA(kw, v[j], forget * state_get(p, dtype));
+            state_put(p, c, dtype);
+            sum[j] = FMA(q, c, sum[j]);
+        }
+    }
+    UNROLL for (int j = 0; j < nv; j++) v_store(s->h + at + j * VW, v_round_to(sum[j] / den, s->round));
+}
+
+INLINE void step_plain(const xl_cpu_step *s, xlstm_dtype dtype, float den)
+{
+    uint32_t at = 0;
+    size_t bytes = dtype == XLSTM_F32 ? 4 : 2;
+    for (; at + SN * VW <= s->width; at += SN * VW) step_columns(s, at, SN, dtype, den);
+    for (; at + VW <= s->width; at += VW) step_columns(s, at, 1, dtype, den);
+    uint32_t n = s->width - at;
+    if (n == 0) return;
+    V sum = {0}, v = v_load_part(s->v + at, n), forget = v_all(s->forget);
+    uint8_t *C = s->C + at * bytes;
+    for (uint32_t a = 0; a < s->dq; a++, C += s->c_row_bytes) {
+        uint8_t part[4 * VW] = {0};
+        memcpy(part, C, n * bytes);
+        V c = FMA(v_all(s->kw[a]), v, forget * state_get(part, dtype));
+        state_put(part, c, dtype);
+        memcpy(C, part, n * bytes);
+        sum = FMA(v_all(s->q[a]), c, sum);
+    }
+    v_store_part(s->h + at, v_round_to(sum / den, s->round), n);
+}
+
+/* Rows that share a scale are unpacked, updated and packed again as a whole. */
+static void step_int8(const xl_cpu_step *s, float den)
+{
+    uint32_t n = s->width;
+    V forget = v_all(s->forget);
+    memset(s->h, 0, n * sizeof *s->h);
+    for (uint32_t a = 0; a < s->dq; a++) {
+        uint8_t *C = s->C + a * s->c_row_bytes;
+        V kw = v_all(s->kw[a]), q = v_all(s->q[a]);
+        load_state(s->row, C, XLSTM_I8, n);
+        for (size_t i = 0; i < n; i += VW) {
+            V c = FMA(kw, v_get(s->v, i, n), forget * v_get(s->row, i, n));
+            v_put(s->row, c, i, n);
+            v_put(s->h, FMA(q, c, v_get(s->h, i, n)), i, n);
+        }
+        save_state(C, s->row, XLSTM_I8, n);
+    }
+    quotient(s->h, s->h, den, n, s->round);
+}
+
+static void step(const xl_cpu_step *s, float den)
+{
+    if (s->dtype == XLSTM_F32)
+        step_plain(s, XLSTM_F32, den);
+    else if (s->dtype == XLSTM_BF16)
+        step_plain(s, XLSTM_BF16, den);
+    else
+        step_int8(s, den);
+}
+
+#define CELL_KERNELS \
+    .finish = finish, .dots = dots, .round = round_values, .rmsnorm = rmsnorm, .mhnorm_gate = mhnorm_gate, \
+    .swiglu = swiglu, .add = add_values, .softcap = softcap, .dot = dot, .scale = scale, .blend = blend, .gemm = gemm, \
+    .step = step, .weigh = weigh, .quotient = quotient, .load_state = load_state, .save_state = save_state

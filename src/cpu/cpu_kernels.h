@@ -1,0 +1,116 @@
+/*
+ * cpu_kernels.h — the table of kernels that one instruction set supplies. cpu_backend.c picks a table at run time; the
+ * rest of the backend knows lanes, panels and tiles only through it. All kernels run on one thread, and the order in
+ * which a result is summed up depends on nothing but the sizes of its own row.
+ */
+#ifndef XL_CPU_KERNELS_H
+#define XL_CPU_KERNELS_H
+
+#include "../dtype.h"
+
+/* Products run over K in blocks of this many elements: each block is summed up by itself, then added to the total. */
+enum { XL_CPU_K_BLOCK = 256 };
+
+/* How a product wants its activations. Rows are split evenly into tiles (xl_cpu_tile_rows); a tile of r rows is stored
+ * K-major: r values of k = 0, r values of k = 1, ... */
+typedef enum xl_cpu_pack {
+    XL_CPU_PACK_F32,  /* [K][r] float32; odd K is padded with a zero */
+    XL_CPU_PACK_BF16, /* [K/2][r][2] bfloat16; odd K is padded with a zero */
+    XL_CPU_PACK_Q8,   /* [K/32] x { [r] float32 scales, [r] float32 corrections, [8][r][4] int8 } */
+    XL_CPU_PACKS
+} xl_cpu_pack;
+
+/* out [rows][panel] = x W^T for one panel of `width` weight rows (columns >= width are left alone). */
+typedef void (*xl_cpu_product_fn)(float *out, const void *panel, uint32_t width, const void *x, uint32_t rows,
+                                  size_t K);
+typedef struct xl_cpu_product {
+    xl_cpu_product_fn fn; /* NULL: this format has no panels here */
+    xl_cpu_pack pack;
+} xl_cpu_product;
+
+/* What happens to a product's row on its way out. */
+typedef struct xl_cpu_epilogue {
+    const float *bias;       /* [n] or NULL */
+    bool add;                /* add to what `out` holds */
+    xlstm_dtype round;       /* F32: none */
+} xl_cpu_epilogue;
+
+/* out (+)= A B with A(m, k) = a[m * a_row + k * a_k], B(k, n) = b[k * b_row + n]. */
+typedef struct xl_cpu_gemm {
+    float *out;
+    const float *a, *b;
+    size_t out_row, a_row, a_k, b_row;
+    uint32_t M, N, K;
+    bool keep;   /* out = scale * out + A B; else out = A B */
+    float scale;
+} xl_cpu_gemm;
+
+/* One token through `width` columns of a head's C: c = forget c + kw v, sum += q c. */
+typedef struct xl_cpu_step {
+    uint8_t *C;          /* first row, at the first of these columns */
+    size_t c_row_bytes;
+    xlstm_dtype dtype;   /* F32, BF16; I8 needs all columns at once */
+    const float *q, *kw; /* [dq] scaled queries, input gate times keys */
+    const float *v;      /* [width] */
+    float forget;
+    float *h;            /* out [width]: sums / den */
+    float *row;          /* scratch [width], I8 only */
+    uint32_t dq, width;
+    xlstm_dtype round;   /* of h */
+} xl_cpu_step;
+
+typedef struct xl_cpu_kernels {
+    const char *name;
+    uint32_t bit;    /* XLSTM_CPU_* */
+    uint32_t lanes;  /* floats in a vector: the width of a narrow panel */
+    uint32_t panel;  /* weight rows in a full panel */
+    uint32_t tile;   /* most rows of a packed tile */
+    xl_cpu_product product[XLSTM_DTYPE_COUNT];      /* by weight format */
+    xl_cpu_product product_bf16[XLSTM_DTYPE_COUNT]; /* the same when activations are bfloat16 */
+
+    void (*pack[XL_CPU_PACKS])(void *out, const float *x, size_t x_row, uint32_t rows, size_t K); /* one tile */
+    /* out[r * out_row] = row `w` (any dtype) times x rows; `scratch` [K] for block formats */
+    void (*dots)(float *out, size_t out_row, const void *w, xlstm_dtype dtype, const float *x, size_t x_row,
+                 uint32_t rows, size_t K, float *scratch);
+    void (*finish)(float *out, const float *sum, uint32_t n, const xl_cpu_epilogue *e);
+
+    void (*round)(float *out, const float *in, size_t n, xlstm_dtype dtype);
+    /* false: the statistics are not finite. `stats`: what they are rounded to at every step (F32: not at all) */
+    bool (*rmsnorm)(float *y, const float *x, const float *weight, const float *bias, uint32_t n, float eps,
+                    xlstm_dtype stats, xlstm_dtype round);
+    bool (*mhnorm_gate)(float *g, const float *h, const float *o, const float *weight, const float *bias, uint32_t n,
+                        float eps, xlstm_dtype stats, xlstm_dtype round);
+    void (*swiglu)(float *a, const float *gate, const float *up, size_t n, xlstm_dtype round);
+    void (*add)(float *x, const float *y, size_t n, xlstm_dtype round);
+    bool (*softcap)(float *x, size_t n, float cap); /* false: something is not finite */
+
+    float (*dot)(const float *a, const float *b, uint32_t n);
+    void (*scale)(float *out, const float *in, float factor, uint32_t n);              /* out = factor in */
+    void (*blend)(float *out, const float *in, float keep, float factor, uint32_t n);  /* out = keep out + factor in */
+    void (*gemm)(const xl_cpu_gemm *g);
+    void (*step)(const xl_cpu_step *s, float den);
+    /* p[j] *= exp(log_weight[j] - M) for j < n, after log_weight[j] += forget; returns the sum of p */
+    float (*weigh)(float *p, float *log_weight, float forget, float M, uint32_t n);
+    void (*quotient)(float *out, const float *in, float den, uint32_t n, xlstm_dtype round);
+    /* rows of a state between their number format and float32 */
+    void (*load_state)(float *out, const uint8_t *in, xlstm_dtype dtype, uint32_t n);
+    void (*save_state)(uint8_t *out, const float *in, xlstm_dtype dtype, uint32_t n);
+} xl_cpu_kernels;
+
+/* Rows of tile t when `rows` rows are split into the fewest tiles of at most `most`, as evenly as possible. */
+static inline uint32_t xl_cpu_tiles(uint32_t rows, uint32_t most) { return (rows + most - 1) / most; }
+static inline uint32_t xl_cpu_tile_rows(uint32_t rows, uint32_t most, uint32_t t)
+{
+    uint32_t tiles = xl_cpu_tiles(rows, most);
+    return rows / tiles + (t < rows % tiles);
+}
+
+extern const xl_cpu_kernels xl_cpu_kernels_generic;
+#if defined(__x86_64__)
+extern const xl_cpu_kernels xl_cpu_kernels_avx2, xl_cpu_kernels_avx512;
+extern const xl_cpu_product_fn xl_cpu_product_bf16_avx512bf16;
+#elif defined(__aarch64__)
+extern const xl_cpu_kernels xl_cpu_kernels_neon;
+#endif
+
+#endif

@@ -1,0 +1,220 @@
+/*
+ * cpu_linear.c — products with weights: repacking a matrix into panels, packing activations, and cutting a group of
+ * products into pieces of one panel (or a few rows in place) for the pool.
+ */
+#include "cpu_internal.h"
+
+/* ---- repacking -------------------------------------------------------------------------------------------------- */
+
+typedef struct repack_job {
+    const xl_cpu *c;
+    xl_matrix *m;
+    const uint8_t *bytes;
+    xlstm_dtype stored;
+    size_t row_bytes;
+    float *decoded; /* [threads][cols] when the format changes; NULL otherwise */
+} repack_job;
+
+/* Columns padded as the panels of this format are. */
+static size_t padded_cols(const xl_matrix *m) { return m->cols + (m->dtype == XLSTM_BF16 ? m->cols & 1 : 0); }
+
+static void repack_panel(void *arg, uint32_t p, uint32_t worker)
+{
+    const repack_job *job = arg;
+    const xl_matrix *m = job->m;
+    size_t first = (size_t)p * job->c->kernels.panel, width = xl_cpu_panel_width(job->c, m, p), K = m->cols;
+    uint8_t *panel = m->panels + p * m->panel_bytes;
+    for (size_t r = 0; r < width; r++) {
+        if (first + r >= m->rows) { /* rows past the end are zeros */
+            for (size_t k = 0; k < padded_cols(m); k++) {
+                if (m->dtype == XLSTM_F32)
+                    memset(panel + (k * width + r) * 4, 0, 4);
+                else
+                    memset(panel + (m->dtype == XLSTM_F16 ? k * width + r : (k / 2 * width + r) * 2 + k % 2) * 2, 0, 2);
+            }
+            continue;
+        }
+        const uint8_t *in = job->bytes + (first + r) * job->row_bytes;
+        if (job->decoded) {
+            float *row = job->decoded + worker * K;
+            xl_decode_row(row, in, job->stored, K);
+            if (m->dtype != XLSTM_F32) xl_encode_row(row, row, m->dtype, K); /* narrower: in place, from the front */
+            in = (const uint8_t *)row;
+        }
+        if (m->dtype == XLSTM_F32) {
+            for (size_t k = 0; k < K; k++) memcpy(panel + (k * width + r) * 4, in + 4 * k, 4);
+        } else if (m->dtype == XLSTM_F16) {
+            for (size_t k = 0; k < K; k++) memcpy(panel + (k * width + r) * 2, in + 2 * k, 2);
+        } else {
+            for (size_t k = 0; k + 2 <= K; k += 2) memcpy(panel + (k / 2 * width + r) * 4, in + 2 * k, 4);
+            if (K & 1) {
+                uint8_t last[4] = {in[2 * K - 2], in[2 * K - 1], 0, 0};
+                memcpy(panel + (K / 2 * width + r) * 4, last, 4);
+            }
+        }
+    }
+}
+
+int xl_cpu_repack(xl_cpu *c, xl_matrix *m, const uint8_t *bytes, xlstm_dtype stored, size_t row_bytes,
+                  xlstm_error *err)
+{
+    size_t panels = (m->rows + c->kernels.panel - 1) / c->kernels.panel, element = xl_dtype_get(m->dtype)->block_bytes;
+    m->panel_bytes = padded_cols(m) * c->kernels.panel * element;
+    size_t last = padded_cols(m) * xl_cpu_panel_width(c, m, panels - 1) * element;
+    m->total_bytes = (panels - 1) * m->panel_bytes + last;
+    m->panels = xl_alloc(m->total_bytes, err);
+    if (!m->panels) return XLSTM_E_MEMORY;
+    repack_job job = {c, m, bytes, stored, row_bytes, NULL};
+    if (stored != m->dtype) {
+        job.decoded = xl_calloc(c->threads * m->cols, sizeof(float), err);
+        if (!job.decoded) return XLSTM_E_MEMORY;
+    }
+    xl_pool_run(c->pool, (uint32_t)panels, repack_panel, &job);
+    xl_release(job.decoded);
+    return XLSTM_OK;
+}
+
+/* One weight row out of its panel, as float32. */
+void xl_cpu_panel_row(const xl_cpu *c, float *out, const xl_matrix *m, size_t row)
+{
+    size_t p = row / c->kernels.panel, r = row % c->kernels.panel, width = xl_cpu_panel_width(c, m, p);
+    const uint8_t *panel = m->panels + p * m->panel_bytes;
+    for (size_t k = 0; k < m->cols; k++) {
+        uint16_t h;
+        switch (m->dtype) {
+        case XLSTM_F32:
+            memcpy(&out[k], panel + (k * width + r) * 4, 4);
+            break;
+        case XLSTM_F16:
+            memcpy(&h, panel + (k * width + r) * 2, 2);
+            out[k] = xl_f16_to_f32(h);
+            break;
+        default:
+            memcpy(&h, panel + ((k / 2 * width + r) * 2 + k % 2) * 2, 2);
+            out[k] = xl_bf16_to_f32(h);
+        }
+    }
+}
+
+/* ---- activations ------------------------------------------------------------------------------------------------ */
+
+/* Bytes of one packed row. */
+static size_t packed_row(xl_cpu_pack pack, size_t cols)
+{
+    size_t even = cols + (cols & 1);
+    return pack == XL_CPU_PACK_F32 ? even * 4 : pack == XL_CPU_PACK_BF16 ? even * 2 : cols / 32 * 40;
+}
+
+int xl_cpu_reserve(xl_cpu *c, const xl_matrix *m, xlstm_error *err)
+{
+    if (!m->panels) {
+        if (xl_dtype_get(m->dtype)->block == 1 || m->cols <= c->decoded_cols) return XLSTM_OK;
+        for (uint32_t t = 0; t < c->threads; t++) {
+            xl_release(c->workers[t].decoded);
+            c->workers[t].decoded = xl_calloc(m->cols, sizeof(float), err);
+            if (!c->workers[t].decoded) return XLSTM_E_MEMORY;
+        }
+        c->decoded_cols = m->cols;
+        return XLSTM_OK;
+    }
+    xl_cpu_pack pack = m->product.pack;
+    if (m->cols <= c->packed_cols[pack]) return XLSTM_OK;
+    xl_release(c->packed[pack]);
+    c->packed[pack] = xl_alloc(packed_row(pack, m->cols) * c->o.max_rows, err);
+    c->packed_cols[pack] = c->packed[pack] ? m->cols : 0;
+    return c->packed[pack] ? XLSTM_OK : XLSTM_E_MEMORY;
+}
+
+typedef struct linear_job {
+    xl_cpu *c;
+    const xl_linear *group;
+    const float *x;
+    size_t cols;
+    uint32_t rows, n;
+    xl_cpu_pack pack;
+    uint32_t start[9]; /* first piece of each product of the group */
+    uint32_t chunks;   /* of at most MAX_ROWS rows */
+} linear_job;
+
+static uint32_t chunk_rows(const linear_job *job, uint32_t chunk)
+{
+    return XL_MIN(job->rows - chunk * XL_CPU_MAX_ROWS, (uint32_t)XL_CPU_MAX_ROWS);
+}
+
+static void pack_chunk_tile(void *arg, uint32_t piece, uint32_t worker)
+{
+    (void)worker;
+    const linear_job *job = arg;
+    const xl_cpu_kernels *kn = &job->c->kernels;
+    uint32_t per_chunk = xl_cpu_tiles(XL_CPU_MAX_ROWS, kn->tile), chunk = piece / per_chunk, t = piece % per_chunk;
+    uint32_t rows = chunk_rows(job, chunk), row = chunk * XL_CPU_MAX_ROWS;
+    if (t >= xl_cpu_tiles(rows, kn->tile)) return;
+    for (uint32_t i = 0; i < t; i++) row += xl_cpu_tile_rows(rows, kn->tile, i);
+    kn->pack[job->pack](job->c->packed[job->pack] + row * packed_row(job->pack, job->cols), job->x + row * job->cols,
+                        job->cols, xl_cpu_tile_rows(rows, kn->tile, t), job->cols);
+}
+
+/* ---- products --------------------------------------------------------------------------------------------------- */
+
+/* Pieces of one product: (panel or group of rows) x (chunk of activation rows). */
+static uint32_t output_pieces(const xl_cpu *c, const xl_matrix *m)
+{
+    size_t each = m->panels ? c->kernels.panel : XL_CPU_DOT_ROWS;
+    return (uint32_t)((m->rows + each - 1) / each);
+}
+
+static xl_cpu_epilogue epilogue_of(const xl_cpu *c, const xl_linear *l, size_t first)
+{
+    return (xl_cpu_epilogue){l->bias ? l->bias->vector + first : NULL, l->add,
+                             l->wide ? XLSTM_F32 : c->o.activations};
+}
+
+static void linear_piece(void *arg, uint32_t piece, uint32_t worker)
+{
+    const linear_job *job = arg;
+    xl_cpu *c = job->c;
+    const xl_cpu_kernels *kn = &c->kernels;
+    uint32_t at = 0;
+    while (piece >= job->start[at + 1]) at++;
+    const xl_linear *l = &job->group[at];
+    const xl_matrix *m = l->weight;
+    uint32_t chunk = (piece - job->start[at]) % job->chunks, part = (piece - job->start[at]) / job->chunks;
+    uint32_t rows = chunk_rows(job, chunk), row = chunk * XL_CPU_MAX_ROWS;
+    size_t each = m->panels ? kn->panel : XL_CPU_DOT_ROWS, first = part * each, n = XL_MIN(m->rows - first, each);
+    float *sums = c->workers[worker].sums;
+    if (m->panels) {
+        m->product.fn(sums, m->panels + part * m->panel_bytes, xl_cpu_panel_width(c, m, part),
+                      c->packed[m->product.pack] + row * packed_row(m->product.pack, job->cols), rows, job->cols);
+    } else {
+        each = kn->panel < XL_CPU_DOT_ROWS ? XL_CPU_DOT_ROWS : kn->panel;
+        for (size_t o = 0; o < n; o++)
+            kn->dots(sums + o, each, m->bytes + (first + o) * m->row_bytes, m->dtype, job->x + row * job->cols,
+                     job->cols, rows, job->cols, c->workers[worker].decoded);
+    }
+    xl_cpu_epilogue e = epilogue_of(c, l, first);
+    for (uint32_t r = 0; r < rows; r++)
+        kn->finish(l->out->data + (size_t)(row + r) * l->stride + l->column + first, sums + r * each, (uint32_t)n, &e);
+}
+
+void xl_cpu_linear(xl_backend *be, const xl_linear *group, uint32_t n, const xl_buffer *x, bool out_rows)
+{
+    xl_cpu *c = xl_cpu_of(be);
+    linear_job job = {.c = c, .group = group, .x = x->data, .cols = group[0].weight->cols, .n = n,
+                      .rows = out_rows ? c->batch->n_out : c->batch->rows};
+    if (job.rows == 0) return;
+    job.chunks = (job.rows + XL_CPU_MAX_ROWS - 1) / XL_CPU_MAX_ROWS;
+    bool wanted[XL_CPU_PACKS] = {false};
+    for (uint32_t i = 0; i < n; i++) {
+        const xl_matrix *m = group[i].weight;
+        job.start[i + 1] = job.start[i] + output_pieces(c, m) * job.chunks;
+        if (m->panels) wanted[m->product.pack] = true;
+    }
+    uint32_t tiles = job.rows > XL_CPU_MAX_ROWS ? xl_cpu_tiles(XL_CPU_MAX_ROWS, c->kernels.tile) * job.chunks
+                                                : xl_cpu_tiles(job.rows, c->kernels.tile);
+    for (int p = 0; p < XL_CPU_PACKS; p++)
+        if (wanted[p]) {
+            job.pack = (xl_cpu_pack)p;
+            xl_pool_run(c->pool, tiles, pack_chunk_tile, &job);
+        }
+    xl_pool_run(c->pool, job.start[n], linear_piece, &job);
+}

@@ -1,0 +1,210 @@
+/*
+ * cpu_product.h — matrix products of one instruction set, included once by its file after cpu_vec.h.
+ *   NV   vectors in a full panel (panel = NV * VW weight rows)
+ *   MR   most activation rows in a tile
+ * A panel holds its weight rows side by side, K-major, so that a decode step reads one contiguous stream and never adds
+ * across lanes, and a prefill tile keeps MR x NV sums in registers:
+ *   F32   [K][width]        F16   [K][width]        BF16   [K/2][width][2], odd K padded with a zero
+ */
+#include "cpu_vec.h"
+
+enum { PANEL = NV * VW };
+
+/* Loads the weights of k and k + 1 (paired formats) or of k alone, and adds one tile's products. */
+typedef enum weight_kind { WEIGHT_F32, WEIGHT_F16, WEIGHT_BF16 } weight_kind;
+
+INLINE void tile_block(float *out, const uint8_t *w, const float *x, size_t K, int mr, int nv, weight_kind kind,
+                       bool first)
+{
+    V sum[MR][NV];
+    UNROLL for (int r = 0; r < mr; r++)
+        UNROLL for (int v = 0; v < nv; v++) sum[r][v] = (V){0};
+
+    if (kind == WEIGHT_BF16) {
+        for (size_t k = 0; k < K; k += 2, w += (size_t)nv * VW * 4, x += 2 * mr) {
+            VU pair[NV];
+            UNROLL for (int v = 0; v < nv; v++) pair[v] = u_load(w + (size_t)v * VW * 4);
+            UNROLL for (int r = 0; r < mr; r++) {
+                V a = v_all(x[r]);
+                UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(a, (V)(pair[v] << 16), sum[r][v]);
+            }
+            UNROLL for (int r = 0; r < mr; r++) {
+                V a = v_all(x[mr + r]);
+                UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(a, (V)(pair[v] & 0xffff0000u), sum[r][v]);
+            }
+        }
+    } else {
+        size_t bytes = kind == WEIGHT_F32 ? 4 : 2;
+        for (size_t k = 0; k < K; k++, w += (size_t)nv * VW * bytes, x += mr) {
+            V row[NV];
+            UNROLL for (int v = 0; v < nv; v++) {
+                const uint8_t *at = w + (size_t)v * VW * bytes;
+                row[v] = kind == WEIGHT_F32 ? (V)u_load(at) : v_load_f16(at);
+            }
+            UNROLL for (int r = 0; r < mr; r++) {
+                V a = v_all(x[r]);
+                UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(a, row[v], sum[r][v]);
+            }
+        }
+    }
+
+    UNROLL for (int r = 0; r < mr; r++)
+        UNROLL for (int v = 0; v < nv; v++) {
+            float *at = out + r * PANEL + v * VW;
+            v_store(at, first ? sum[r][v] : v_load(at) + sum[r][v]);
+        }
+}
+
+/* One panel against all tiles. K blocks are outermost so that a block of the panel stays in cache for all tiles. */
+#define TILE_CASE(n) \
+    case n: \
+        if (n <= MR) { \
+            if (wide) \
+                tile_block(at, w, tile, span, n <= MR ? n : MR, NV, kind, first); \
+            else \
+                tile_block(at, w, tile, span, n <= MR ? n : MR, 1, kind, first); \
+        } \
+        break;
+
+INLINE void product(float *out, const void *panel, uint32_t width, const float *x, uint32_t rows, size_t K,
+                    weight_kind kind)
+{
+    bool wide = width == PANEL;
+    size_t x_span = K + (K & 1), padded = kind == WEIGHT_BF16 ? x_span : K; /* pack_f32 pads for every format */
+    uint32_t tiles = xl_cpu_tiles(rows, MR);
+    for (size_t k = 0; k < padded; k += XL_CPU_K_BLOCK) {
+        size_t span = XL_MIN(padded - k, (size_t)XL_CPU_K_BLOCK);
+        const uint8_t *w = (const uint8_t *)panel + k * width * (kind == WEIGHT_F32 ? 4 : 2);
+        bool first = k == 0;
+        float *at = out;
+        size_t row = 0;
+        for (uint32_t t = 0; t < tiles; t++) {
+            uint32_t n = xl_cpu_tile_rows(rows, MR, t);
+            const float *tile = x + row * x_span + k * n;
+            switch (n) {
+                TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6)
+                TILE_CASE(7) TILE_CASE(8) TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12)
+            default: break;
+            }
+            row += n;
+            at += (size_t)n * PANEL;
+        }
+    }
+}
+
+static void product_f32(float *out, const void *panel, uint32_t width, const void *x, uint32_t rows, size_t K)
+{
+    product(out, panel, width, x, rows, K, WEIGHT_F32);
+}
+
+static void product_f16(float *out, const void *panel, uint32_t width, const void *x, uint32_t rows, size_t K)
+{
+    product(out, panel, width, x, rows, K, WEIGHT_F16);
+}
+
+static void product_bf16(float *out, const void *panel, uint32_t width, const void *x, uint32_t rows, size_t K)
+{
+    product(out, panel, width, x, rows, K, WEIGHT_BF16);
+}
+
+/* ---- packing ---------------------------------------------------------------------------------------------------- */
+
+/* [K rounded up to 2][rows] */
+static void pack_f32(void *out, const float *x, size_t x_row, uint32_t rows, size_t K)
+{
+    float *o = out;
+    for (uint32_t r = 0; r < rows; r++) {
+        const float *in = x + r * x_row;
+        for (size_t k = 0; k < K; k++) o[k * rows + r] = in[k];
+        if (K & 1) o[K * rows + r] = 0;
+    }
+}
+
+static void pack_bf16(void *out, const float *x, size_t x_row, uint32_t rows, size_t K)
+{
+    uint32_t *o = out;
+    for (uint32_t r = 0; r < rows; r++) {
+        const float *in = x + r * x_row;
+        for (size_t k = 0; k < K; k += 2) {
+            uint32_t low = xl_f32_to_bf16(in[k]), high = k + 1 < K ? xl_f32_to_bf16(in[k + 1]) : 0;
+            o[k / 2 * rows + r] = low | high << 16;
+        }
+    }
+}
+
+/* ---- rows in place ---------------------------------------------------------------------------------------------- */
+
+/* K split over four vectors that are added at the end in a fixed order; the tail goes to the first. */
+INLINE V weights_at(const uint8_t *w, size_t k, size_t n, xlstm_dtype dtype)
+{
+    if (n == VW) {
+        if (dtype == XLSTM_F32) return (V)u_load(w + 4 * k);
+        return dtype == XLSTM_BF16 ? v_from_bf16(u_load16(w + 2 * k)) : v_load_f16(w + 2 * k);
+    }
+    uint8_t part[4 * VW] = {0};
+    memcpy(part, w + k * (dtype == XLSTM_F32 ? 4 : 2), n * (dtype == XLSTM_F32 ? 4 : 2));
+    if (dtype == XLSTM_F32) return (V)u_load(part);
+    return dtype == XLSTM_BF16 ? v_from_bf16(u_load16(part)) : v_load_f16(part);
+}
+
+INLINE void dots_rows(float *out, size_t out_row, const uint8_t *w, xlstm_dtype dtype, const float *x, size_t x_row,
+                      int rows, size_t K)
+{
+    V sum[2][4];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int a = 0; a < 4; a++) sum[r][a] = (V){0};
+    size_t k = 0;
+    for (; k + 4 * VW <= K; k += 4 * VW)
+        UNROLL for (int a = 0; a < 4; a++) {
+            V weight = weights_at(w, k + (size_t)a * VW, VW, dtype);
+            UNROLL for (int r = 0; r < rows; r++)
+                sum[r][a] = FMA(v_load(x + (size_t)r * x_row + k + (size_t)a * VW), weight, sum[r][a]);
+        }
+    for (; k < K; k += VW) {
+        size_t n = XL_MIN(K - k, (size_t)VW);
+        V weight = weights_at(w, k, n, dtype);
+        UNROLL for (int r = 0; r < rows; r++) sum[r][0] = FMA(v_get(x + (size_t)r * x_row, k, K), weight, sum[r][0]);
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        out[(size_t)r * out_row] = v_sum((sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]));
+}
+
+INLINE void dots_all(float *out, size_t out_row, const uint8_t *w, xlstm_dtype dtype, const float *x, size_t x_row,
+                     uint32_t rows, size_t K)
+{
+    uint32_t r = 0;
+    for (; r + 2 <= rows; r += 2) dots_rows(out + r * out_row, out_row, w, dtype, x + r * x_row, x_row, 2, K);
+    if (r < rows) dots_rows(out + r * out_row, out_row, w, dtype, x + r * x_row, x_row, 1, K);
+}
+
+static void dots(float *out, size_t out_row, const void *w, xlstm_dtype dtype, const float *x, size_t x_row,
+                 uint32_t rows, size_t K, float *scratch)
+{
+    switch (dtype) {
+    case XLSTM_F32:
+        dots_all(out, out_row, w, XLSTM_F32, x, x_row, rows, K);
+        break;
+    case XLSTM_BF16:
+        dots_all(out, out_row, w, XLSTM_BF16, x, x_row, rows, K);
+        break;
+    case XLSTM_F16:
+        dots_all(out, out_row, w, XLSTM_F16, x, x_row, rows, K);
+        break;
+    default:
+        xl_decode_row(scratch, w, dtype, K);
+        dots_all(out, out_row, (const uint8_t *)scratch, XLSTM_F32, x, x_row, rows, K);
+    }
+}
+
+/* ---- the way out ------------------------------------------------------------------------------------------------ */
+
+static void finish(float *out, const float *sum, uint32_t n, const xl_cpu_epilogue *e)
+{
+    for (size_t i = 0; i < n; i += VW) {
+        V y = v_get(sum, i, n);
+        if (e->bias) y += v_get(e->bias, i, n);
+        y = v_round_to(y, e->round);
+        if (e->add) y = v_round_to(v_get(out, i, n) + y, e->round);
+        v_put(out, y, i, n);
+    }
+}

@@ -1,0 +1,164 @@
+/*
+ * cpu_vec.h — what the kernels need of a vector, on top of the compiler's vector extension. The file of an instruction
+ * set defines, before including it:
+ *   VW                     floats in a vector
+ *   FMA(a, b, c)           a * b + c, fused where the machine can
+ *   FROM_F16(h), TO_F16(v) conversion between H and V; may be left out
+ * Lanes never mix except in v_sum, whose order is fixed: a value's result is the same in whichever lane it sits, and
+ * the end of an array goes through the same operations as its middle.
+ */
+#ifndef XL_CPU_VEC_H
+#define XL_CPU_VEC_H
+
+#include "cpu_kernels.h"
+
+#include <math.h>
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+#define INLINE static inline __attribute__((always_inline, unused))
+
+typedef float V __attribute__((vector_size(4 * VW)));
+typedef int32_t VI __attribute__((vector_size(4 * VW)));
+typedef uint32_t VU __attribute__((vector_size(4 * VW)));
+typedef uint16_t H __attribute__((vector_size(2 * VW)));
+typedef int8_t B __attribute__((vector_size(VW)));
+
+#ifndef FMA
+#define FMA(a, b, c) ((a) * (b) + (c))
+#endif
+
+INLINE V v_load(const float *p) { V v; memcpy(&v, p, sizeof v); return v; }
+INLINE void v_store(float *p, V v) { memcpy(p, &v, sizeof v); }
+INLINE VU u_load(const void *p) { VU v; memcpy(&v, p, sizeof v); return v; }
+INLINE V v_all(float x) { return x - (V){0}; }
+INLINE VU u_all(uint32_t x) { return x - (VU){0}; }
+
+/* The first n < VW values; the others read as zero and are not touched by a store. */
+INLINE V v_load_part(const float *p, size_t n) { V v = {0}; memcpy(&v, p, n * 4); return v; }
+INLINE void v_store_part(float *p, V v, size_t n) { memcpy(p, &v, n * 4); }
+
+/* Values i .. of an array of n. */
+INLINE V v_get(const float *p, size_t i, size_t n) { return i + VW <= n ? v_load(p + i) : v_load_part(p + i, n - i); }
+INLINE void v_put(float *p, V v, size_t i, size_t n)
+{
+    if (i + VW <= n)
+        v_store(p + i, v);
+    else
+        v_store_part(p + i, v, n - i);
+}
+
+INLINE V v_select(VI mask, V a, V b) { return (V)((mask & (VI)a) | (~mask & (VI)b)); }
+INLINE V v_abs(V v) { return (V)((VU)v & 0x7fffffffu); }
+
+/* Fixed tree: halves are added until one value is left. */
+INLINE float v_sum(V v)
+{
+    float x[VW];
+    memcpy(x, &v, sizeof v);
+    for (int n = VW / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) x[i] += x[i + n];
+    return x[0];
+}
+
+/* ---- 16-bit formats --------------------------------------------------------------------------------------------- */
+
+INLINE VU u_load16(const void *p) { H h; memcpy(&h, p, sizeof h); return __builtin_convertvector(h, VU); }
+INLINE void u_store16(void *p, VU v) { H h = __builtin_convertvector(v, H); memcpy(p, &h, sizeof h); }
+
+INLINE V v_from_bf16(VU h) { return (V)(h << 16); }
+/* Nearest even; NaN stays NaN. */
+INLINE VU v_to_bf16(V v)
+{
+    VU u = (VU)v, rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, quiet = (u >> 16) | 0x40u;
+    VU nan = (VU)((VI)((u & 0x7fffffffu) > 0x7f800000u));
+    return (nan & quiet) | (~nan & rounded);
+}
+
+INLINE V v_load_f16(const void *p)
+{
+    H h;
+    memcpy(&h, p, sizeof h);
+#ifdef FROM_F16
+    return FROM_F16(h);
+#else
+    VU u = __builtin_convertvector(h, VU);
+    V magnitude = (V)((u & 0x7fffu) << 13) * 0x1p112f;
+    VU special = (VU)((VI)((u & 0x7c00u) == 0x7c00u)) & (0x7f800000u | (u & 0x3ffu) << 13);
+    return (V)((VU)magnitude | special | (u & 0x8000u) << 16);
+#endif
+}
+
+INLINE V v_round_f16(V v)
+{
+#ifdef TO_F16
+    return FROM_F16(TO_F16(v));
+#else
+    float x[VW];
+    memcpy(x, &v, sizeof v);
+    for (int i = 0; i < VW; i++) x[i] = xl_round_f16(x[i]);
+    return v_load(x);
+#endif
+}
+
+/* What is stored when activations are `dtype`. */
+INLINE V v_round_to(V v, xlstm_dtype dtype)
+{
+    if (dtype == XLSTM_BF16) return v_from_bf16(v_to_bf16(v));
+    if (dtype == XLSTM_F16) return v_round_f16(v);
+    return v;
+}
+
+INLINE float round_to(float x, xlstm_dtype dtype)
+{
+    if (dtype == XLSTM_BF16) return xl_round_bf16(x);
+    if (dtype == XLSTM_F16) return xl_round_f16(x);
+    return x;
+}
+
+/* ---- functions -------------------------------------------------------------------------------------------------- */
+
+/* Nearest integer, for |x| < 2^22. */
+INLINE V v_nearest(V x) { return (x + 12582912.0f) - 12582912.0f; }
+
+/* e^x within 2 ulp: x = n ln 2 + r, Taylor to degree 7 on |r| < 0.35, scaled in two steps so that subnormal results
+ * and overflow come out right. NaN goes through. */
+INLINE V v_exp(V x)
+{
+    x = v_select(x < -104.0f, v_all(-104.0f), x);
+    x = v_select(x > 89.0f, v_all(89.0f), x);
+    V n = v_nearest(x * 1.44269504f);
+    n = v_select(n == n, n, v_all(0));
+    V r = FMA(n, v_all(-0.693359375f), x);
+    r = FMA(n, v_all(2.12194440e-4f), r);
+    V p = FMA(r, v_all(1.0f / 5040), v_all(1.0f / 720));
+    p = FMA(p, r, v_all(1.0f / 120));
+    p = FMA(p, r, v_all(1.0f / 24));
+    p = FMA(p, r, v_all(1.0f / 6));
+    p = FMA(p, r, v_all(0.5f));
+    p = FMA(p, r, v_all(1.0f));
+    p = FMA(p, r, v_all(1.0f));
+    VI e = __builtin_convertvector(n, VI), low = e >> 1, high = e - low;
+    return p * (V)((VU)(low + 127) << 23) * (V)((VU)(high + 127) << 23);
+}
+
+INLINE V v_sigmoid(V x) { return 1.0f / (1.0f + v_exp(-x)); }
+
+/* Within 3 ulp: below 0.625 a polynomial in x^2 (Chebyshev fit of (tanh(x)/x - 1)/x^2), above through e^2x. */
+INLINE V v_tanh(V x)
+{
+    V a = v_abs(x), z = x * x;
+    V p = FMA(z, v_all(0.0022183629f), v_all(-0.008276126f));
+    p = FMA(p, z, v_all(0.02174755f));
+    p = FMA(p, z, v_all(-0.053956557f));
+    p = FMA(p, z, v_all(0.13333292f));
+    p = FMA(p, z, v_all(-0.33333334f));
+    V near = FMA(x * z, p, x), far = 1.0f - 2.0f / (v_exp(a + a) + 1.0f);
+    far = (V)((VU)far | ((VU)x & 0x80000000u));
+    return v_select(a < 0.625f, near, far);
+}
+
+#endif
