@@ -4,10 +4,12 @@
  */
 #include "backend.h"
 
+#include "cpu/cpu_backend.h"
 #include "ref/ref_backend.h"
 
 /* In order of preference. The reference backends come last and are never chosen by themselves before "cpu". */
-static const xl_backend_ops *const built[] = {&xl_reference_backend, &xl_reference64_backend};
+static const xl_backend_ops *const built[] = {&xl_cpu_backend, &xl_reference_backend,
+                                              &xl_reference64_backend};
 
 int xl_backend_open(xl_backend **out, const char *name, const xl_backend_options *options, xlstm_error *err)
 {
@@ -16,7 +18,7 @@ int xl_backend_open(xl_backend **out, const char *name, const xl_backend_options
     for (size_t i = 0; i < XL_COUNT(built); i++) {
         if (strcmp(built[i]->name, name) == 0) return built[i]->open(out, options, err);
     }
-    return xl_fail(err, XLSTM_E_UNSUPPORTED, "backend \"%s\" is not in this build; it has reference, reference64",
+    return xl_fail(err, XLSTM_E_UNSUPPORTED, "backend \"%s\" is not in this build; it has cpu, reference, reference64",
                    name);
 }
 
