@@ -1,0 +1,572 @@
+/*
+ * chat.c — `xlstm chat`: a conversation whose memory is the model's state. Every turn is read once; what was said stays
+ * in the state, so turns cost the same however long the conversation is, and it can be forked, undone and saved.
+ */
+#include "generation.h"
+#include "line.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct chat_options {
+    sampling_options sampling;
+    model_options model;
+    uint64_t max_tokens;
+    const char *system, *user_prefix, *assistant_prefix, *state_in;
+    bool escape, no_history, stats;
+} chat_options;
+
+#define FIELD(member) offsetof(chat_options, member)
+static const option_row rows[] = {
+    {"max-tokens", 0, OPTION_COUNT, FIELD(max_tokens), "N", "end an answer after N tokens", "500", NULL, 1, 0},
+    {"system", 's', OPTION_TEXT, FIELD(system), "TEXT", "what the model is told before the first turn", NULL, NULL, 0, 0},
+    {"user-prefix", 0, OPTION_TEXT, FIELD(user_prefix), "TEXT", "what stands before your words", "User: ", NULL, 0, 0},
+    {"assistant-prefix", 0, OPTION_TEXT, FIELD(assistant_prefix), "TEXT", "what stands before the answer", "Assistant:",
+     NULL, 0, 0},
+    {"state-in", 0, OPTION_TEXT, FIELD(state_in), "FILE", "go on with a saved conversation", NULL, NULL, 0, 0},
+    {"escape", 0, OPTION_FLAG, FIELD(escape), NULL, "interpret \\n and the like in the texts above and in --stop", NULL,
+     NULL, 0, 0},
+    {"no-history", 0, OPTION_FLAG, FIELD(no_history), NULL, "do not keep typed lines in the history file", NULL, NULL, 0,
+     0},
+    {"stats", 0, OPTION_FLAG, FIELD(stats), NULL, "timings on standard error after every answer", NULL, NULL, 0, 0},
+};
+
+/* What /undo needs to take a turn back. */
+typedef struct turn {
+    xlstm_state *before;
+    size_t history; /* ids read before the turn */
+    uint64_t count; /* turns before it */
+    char *words;    /* what the user said, for /regenerate */
+} turn;
+
+/* A line of talk with a name. */
+typedef struct conversation {
+    char *name;
+    xlstm_session *session;
+    id_list history;  /* ids read since the start or the last load, for the penalties */
+    uint64_t n_turns; /* 0: the next one is the first */
+    turn *undo;       /* oldest first */
+    size_t n_undo;
+} conversation;
+
+typedef struct chat {
+    const chat_options *o;
+    sampling_options sampling;
+    xlstm_model *model;
+    const xlstm_tokenizer *tokenizer;
+    line_reader *reader;
+    conversation *conversations;
+    size_t n, current;
+    size_t most_undo;
+    uint64_t n_answers; /* shifts the seed, so that answers differ */
+    counters last;
+    bool failed, leave;
+} chat;
+
+static conversation *talk(chat *c)
+{
+    return &c->conversations[c->current];
+}
+
+/* A remark of the program, on standard error so that piped answers stay clean. */
+static void remark(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static void remark(const char *format, ...)
+{
+    va_list list;
+    output_flush();
+    va_start(list, format);
+    vfprintf(stderr, format, list);
+    va_end(list);
+    fputc('\n', stderr);
+}
+
+static void chat_failed(chat *c, const xlstm_error *err)
+{
+    c->failed = true;
+    fail_error(err);
+}
+
+/* ---- conversations ---------------------------------------------------------------------------------------------- */
+
+static void turn_free(turn *t)
+{
+    xlstm_state_free(t->before);
+    free(t->words);
+}
+
+static void forget_undo(conversation *v)
+{
+    for (size_t i = 0; i < v->n_undo; i++)
+        turn_free(&v->undo[i]);
+    v->n_undo = 0;
+}
+
+/* Takes over the session. */
+static conversation *add_conversation(chat *c, const char *name, xlstm_session *session)
+{
+    c->conversations = must(realloc(c->conversations, (c->n + 1) * sizeof *c->conversations));
+    c->conversations[c->n] = (conversation){.name = must(strdup(name)), .session = session};
+    return &c->conversations[c->n++];
+}
+
+static void conversation_free(conversation *v)
+{
+    forget_undo(v);
+    free(v->undo);
+    free(v->history.ids);
+    free(v->name);
+    xlstm_session_free(v->session);
+}
+
+static size_t find_conversation(const chat *c, const char *name)
+{
+    size_t i = 0;
+    while (i < c->n && strcmp(c->conversations[i].name, name))
+        i++;
+    return i;
+}
+
+/* ---- a turn ----------------------------------------------------------------------------------------------------- */
+
+/* What the model reads for this turn: what is between the last answer and the next one. */
+static void compose(buffer *out, const chat *c, const conversation *v, const char *words)
+{
+    const chat_options *o = c->o;
+    buffer_add(out, "", 0);
+    if (v->n_turns > 0)
+        buffer_add(out, "\n", 1);
+    else if (o->system && *o->system)
+        buffer_addf(out, "%s\n", o->system);
+    buffer_addf(out, "%s%s\n%s", o->user_prefix, words, o->assistant_prefix);
+}
+
+typedef struct display {
+    size_t printed;
+    bool began; /* leading white space is over */
+} display;
+
+static void show(void *user, sample *s)
+{
+    display *d = user;
+    while (!d->began && d->printed < s->shown_text && strchr(" \n\t", s->text.data[d->printed]))
+        d->printed++;
+    d->began = d->began || d->printed < s->shown_text;
+    output(s->text.data + d->printed, s->shown_text - d->printed);
+    d->printed = s->shown_text;
+    output_flush();
+}
+
+/* Reads the ids, answers, and leaves the session after the answer. */
+static int answer(chat *c, const id_list *ids)
+{
+    conversation *v = talk(c);
+    xlstm_error err = {0};
+    c->last = (counters){0};
+    int status = read_ids(v->session, ids->ids, ids->n, &c->last, &c->o->model);
+    if (status)
+        return status;
+    for (size_t i = 0; i < ids->n; i++)
+        ids_add(&v->history, ids->ids[i]);
+    xlstm_state *asked = NULL;
+    if (xlstm_state_snapshot(&asked, v->session, &err))
+        return fail_error(&err);
+    xlstm_sampler *sampler;
+    status = sampling_new(&sampler, &c->sampling, c->model, c->n_answers++);
+    if (status == EXIT_OK) {
+        for (size_t i = 0; i < v->history.n; i++)
+            xlstm_sampler_accept(sampler, v->history.ids[i]);
+        sample s;
+        display d = {0};
+        status = sample_start(&s, v->session, sampler, c->tokenizer, &c->sampling, ids->ids, ids->n);
+        if (status == EXIT_OK) {
+            status = generate_samples(&s, 1, c->o->max_tokens, show, &d, &c->last);
+            output("\n", 1);
+            output_flush();
+        }
+        interrupt_clear();
+        if (status == EXIT_OK)
+            status = sample_settle(&s, asked, c->tokenizer, &c->o->model);
+        for (size_t i = 0; i < s.shown_ids && status == EXIT_OK; i++)
+            ids_add(&v->history, s.ids.ids[i]);
+        if (s.reason == STOP_LENGTH)
+            remark("(cut after %llu tokens: --max-tokens)", (unsigned long long)c->o->max_tokens);
+        sample_free(&s);
+    }
+    xlstm_state_free(asked);
+    return status;
+}
+
+/* Takes back the last turn; the caller has checked that there is one. */
+static bool undo(chat *c)
+{
+    conversation *v = talk(c);
+    turn *t = &v->undo[--v->n_undo];
+    xlstm_error err = {0};
+    bool ok = !xlstm_state_restore(v->session, t->before, &err);
+    if (!ok)
+        chat_failed(c, &err);
+    v->history.n = t->history;
+    v->n_turns = t->count;
+    turn_free(t);
+    return ok;
+}
+
+static void say(chat *c, const char *words)
+{
+    conversation *v = talk(c);
+    buffer text = {0};
+    int32_t *encoded = NULL;
+    id_list ids = {0};
+    xlstm_error err = {0};
+    turn t = {.history = v->history.n, .count = v->n_turns, .words = must(strdup(words))};
+    compose(&text, c, v, words);
+    if (xlstm_tokenizer_encode(&encoded, &ids.n, c->tokenizer, text.data, text.size, 0, &err) ||
+        xlstm_state_snapshot(&t.before, v->session, &err)) {
+        chat_failed(c, &err);
+        turn_free(&t);
+    } else {
+        if (v->n_undo == c->most_undo) {
+            turn_free(&v->undo[0]);
+            memmove(v->undo, v->undo + 1, --v->n_undo * sizeof *v->undo);
+        }
+        v->undo = must(realloc(v->undo, (v->n_undo + 1) * sizeof *v->undo));
+        v->undo[v->n_undo++] = t;
+        ids.ids = encoded;
+        int status = answer(c, &ids);
+        v->n_turns++;
+        if (status) { /* nothing of this turn remains, least of all a poisoned state */
+            c->failed = c->failed || status == EXIT_RUNTIME;
+            interrupt_clear();
+            undo(c);
+            remark("(the turn was taken back)");
+        } else if (c->o->stats) {
+            print_stats(&c->last, c->model);
+        }
+    }
+    xlstm_free(encoded);
+    buffer_free(&text);
+}
+
+/* ---- commands --------------------------------------------------------------------------------------------------- */
+
+static void load_state(chat *c, const char *path)
+{
+    conversation *v = talk(c);
+    xlstm_state *state = NULL;
+    xlstm_error err = {0};
+    if (xlstm_state_load(&state, c->model, path, true, &err) || xlstm_state_restore(v->session, state, &err)) {
+        chat_failed(c, &err);
+    } else {
+        forget_undo(v);
+        v->history.n = 0;
+        v->n_turns = xlstm_session_position(v->session) > 0;
+        remark("(%s: %llu tokens read)", path, (unsigned long long)xlstm_session_position(v->session));
+    }
+    xlstm_state_free(state);
+}
+
+static void do_load(chat *c, const char *path)
+{
+    load_state(c, path);
+}
+
+static void do_save(chat *c, const char *path)
+{
+    xlstm_state *state = NULL;
+    xlstm_error err = {0};
+    if (xlstm_state_snapshot(&state, talk(c)->session, &err) || xlstm_state_save(state, path, "chat", &err))
+        chat_failed(c, &err);
+    else
+        remark("(saved in %s)", path);
+    xlstm_state_free(state);
+}
+
+static void do_fork(chat *c, const char *name)
+{
+    if (find_conversation(c, name) < c->n) {
+        c->failed = true;
+        complain("there is a conversation named %s already; /switch %s goes there", name, name);
+        return;
+    }
+    xlstm_session *session;
+    xlstm_error err = {0};
+    if (xlstm_session_fork(&session, talk(c)->session, &err)) {
+        chat_failed(c, &err);
+        return;
+    }
+    conversation *v = add_conversation(c, name, session);
+    const conversation *source = talk(c);
+    for (size_t i = 0; i < source->history.n; i++)
+        ids_add(&v->history, source->history.ids[i]);
+    v->n_turns = source->n_turns;
+    c->current = c->n - 1;
+    remark("(now in %s; %s stays as it is)", name, source->name);
+}
+
+static void do_switch(chat *c, const char *name)
+{
+    size_t i = find_conversation(c, name);
+    if (i == c->n) {
+        c->failed = true;
+        complain("there is no conversation named %s; /list shows them", name);
+        return;
+    }
+    c->current = i;
+    remark("(now in %s)", name);
+}
+
+static void do_list(chat *c, const char *unused)
+{
+    (void)unused;
+    for (size_t i = 0; i < c->n; i++)
+        remark("%s %s: %llu tokens read", i == c->current ? "*" : " ", c->conversations[i].name,
+               (unsigned long long)xlstm_session_position(c->conversations[i].session));
+}
+
+static void do_undo(chat *c, const char *unused)
+{
+    (void)unused;
+    if (talk(c)->n_undo == 0)
+        remark("(nothing to undo)");
+    else if (undo(c))
+        remark("(the last turn is forgotten)");
+}
+
+static void do_regenerate(chat *c, const char *unused)
+{
+    (void)unused;
+    conversation *v = talk(c);
+    if (v->n_undo == 0) {
+        remark("(there is no answer to make again)");
+        return;
+    }
+    char *words = must(strdup(v->undo[v->n_undo - 1].words));
+    if (undo(c))
+        say(c, words);
+    free(words);
+}
+
+static void do_reset(chat *c, const char *unused)
+{
+    (void)unused;
+    conversation *v = talk(c);
+    xlstm_error err = {0};
+    if (xlstm_session_reset(v->session, &err))
+        chat_failed(c, &err);
+    forget_undo(v);
+    v->history.n = 0;
+    v->n_turns = 0;
+    remark("(everything is forgotten)");
+}
+
+static void do_stats(chat *c, const char *unused)
+{
+    (void)unused;
+    print_stats(&c->last, c->model);
+    remark("%-9s %s, %llu tokens read, seed %llu", "talk", talk(c)->name,
+           (unsigned long long)xlstm_session_position(talk(c)->session), (unsigned long long)c->sampling.seed.value);
+}
+
+static void do_quit(chat *c, const char *unused)
+{
+    (void)unused;
+    c->leave = true;
+}
+
+static void do_help(chat *c, const char *unused);
+
+static const struct {
+    const char *name, *argument, *help;
+    void (*run)(chat *c, const char *argument);
+} chat_commands[] = {
+    {"save", "FILE", "save the conversation's state", do_save},
+    {"load", "FILE", "go on with a saved state", do_load},
+    {"fork", "NAME", "go on in a copy of this conversation", do_fork},
+    {"switch", "NAME", "go to another conversation (the first is named main)", do_switch},
+    {"list", NULL, "show the conversations", do_list},
+    {"undo", NULL, "forget the last turn", do_undo},
+    {"regenerate", NULL, "answer the last words again", do_regenerate},
+    {"reset", NULL, "forget everything said", do_reset},
+    {"stats", NULL, "timings of the last answer, memory, position", do_stats},
+    {"help", NULL, "this list", do_help},
+    {"quit", NULL, "leave (so does Ctrl-D)", do_quit},
+};
+
+static void do_help(chat *c, const char *unused)
+{
+    (void)c;
+    (void)unused;
+    for (size_t i = 0; i < COUNT_OF(chat_commands); i++) {
+        const char *argument = chat_commands[i].argument ? chat_commands[i].argument : "";
+        remark("  /%s %-*s %s", chat_commands[i].name, (int)(16 - strlen(chat_commands[i].name)), argument,
+               chat_commands[i].help);
+    }
+    remark("  Ctrl-C stops an answer. A backslash at the end of a line continues it. //x says /x.");
+}
+
+static void run_chat_command(chat *c, char *line)
+{
+    size_t length = strcspn(line, " ");
+    char *argument = line + length + strspn(line + length, " ");
+    size_t end = strlen(argument);
+    while (end > 0 && argument[end - 1] == ' ')
+        argument[--end] = 0;
+    line[length] = 0;
+    const char *names[COUNT_OF(chat_commands)];
+    for (size_t i = 0; i < COUNT_OF(chat_commands); i++) {
+        names[i] = chat_commands[i].name;
+        if (strcmp(names[i], line))
+            continue;
+        if (!!chat_commands[i].argument != !!*argument) {
+            c->failed = true;
+            if (chat_commands[i].argument)
+                complain("/%s needs a %s", line, chat_commands[i].argument);
+            else
+                complain("/%s takes nothing after it", line);
+            return;
+        }
+        chat_commands[i].run(c, argument);
+        return;
+    }
+    const char *near = nearest_name(line, names, COUNT_OF(chat_commands));
+    c->failed = true;
+    complain("unknown command /%s; %s%s", line, near ? "did you mean /" : "try /help", near ? near : "");
+}
+
+/* ---- the program ------------------------------------------------------------------------------------------------ */
+
+static void converse(chat *c)
+{
+    buffer line = {0};
+    while (!c->leave && !output_broken()) {
+        char prompt[80];
+        snprintf(prompt, sizeof prompt, c->current ? "%.60s> " : "> ", talk(c)->name);
+        line_result result = line_read(&line, c->reader, prompt);
+        if (result == LINE_END || (result == LINE_INTERRUPTED && !line_is_terminal(c->reader)))
+            break;
+        interrupt_clear();
+        if (result == LINE_INTERRUPTED || strspn(line.data, " \t\n") == line.size)
+            continue;
+        if (line.data[0] == '/' && line.data[1] != '/')
+            run_chat_command(c, line.data + 1);
+        else
+            say(c, line.data + (line.data[0] == '/'));
+    }
+    buffer_free(&line);
+}
+
+/* Copies the options that --escape changes. */
+static char *text_option(const char *text, bool escape)
+{
+    if (!text)
+        return NULL;
+    char *copy = must(strdup(text));
+    size_t size = strlen(copy);
+    if (escape)
+        unescape(copy, &size);
+    return copy;
+}
+
+/* The next turn's beginning ends an answer: "\nUser:". */
+static void add_turn_stop(string_list *stops, const char *user_prefix)
+{
+    size_t n = strlen(user_prefix);
+    while (n > 0 && user_prefix[n - 1] == ' ')
+        n--;
+    if (n == 0)
+        return;
+    char *stop;
+    if (asprintf(&stop, "\n%.*s", (int)n, user_prefix) < 0)
+        must(NULL);
+    stops->items = must(realloc(stops->items, (stops->n + 1) * sizeof *stops->items));
+    stops->items[stops->n++] = stop;
+}
+
+static int open_chat(chat *c)
+{
+    int status = open_model(&c->model, &c->o->model, false);
+    if (status)
+        return status;
+    c->tokenizer = need_tokenizer(c->model, "a chat");
+    if (!c->tokenizer)
+        return EXIT_RUNTIME;
+    xlstm_session *session;
+    xlstm_error err = {0};
+    if (xlstm_session_new(&session, c->model, &err))
+        return fail_error(&err);
+    add_conversation(c, "main", session);
+    uint64_t budget = 2000000000, size = xlstm_model_get_info(c->model)->state_bytes + 1;
+    c->most_undo = budget / size < 1 ? 1 : budget / size > 1000 ? 1000 : (size_t)(budget / size);
+    if (c->o->state_in)
+        load_state(c, c->o->state_in);
+    return c->failed ? EXIT_RUNTIME : EXIT_OK;
+}
+
+static int run(const void *options, char **arguments, size_t n)
+{
+    (void)arguments;
+    (void)n;
+    chat_options o = *(const chat_options *)options;
+    chat c = {.o = &o, .sampling = o.sampling};
+    char *texts[] = {text_option(o.system, o.escape), text_option(o.user_prefix, o.escape),
+                     text_option(o.assistant_prefix, o.escape)};
+    o.system = texts[0];
+    o.user_prefix = texts[1];
+    o.assistant_prefix = texts[2];
+    c.sampling.stop = (string_list){0};
+    for (size_t i = 0; i < o.sampling.stop.n; i++) {
+        c.sampling.stop.items = must(realloc(c.sampling.stop.items, (i + 1) * sizeof(char *)));
+        c.sampling.stop.items[c.sampling.stop.n++] = text_option(o.sampling.stop.items[i], o.escape);
+    }
+    add_turn_stop(&c.sampling.stop, o.user_prefix);
+    sampling_settle_seed(&c.sampling);
+
+    int status = open_chat(&c);
+    if (status == EXIT_OK) {
+        interrupt_watch();
+        char *path = o.no_history ? NULL : history_path();
+        c.reader = line_new(path);
+        free(path);
+        if (line_is_terminal(c.reader) && !o.model.quiet)
+            remark("%s. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.",
+                   xlstm_model_get_info(c.model)->path);
+        converse(&c);
+        if (!line_is_terminal(c.reader) && c.failed)
+            status = EXIT_RUNTIME;
+        line_free(c.reader);
+    }
+    for (size_t i = 0; i < c.n; i++)
+        conversation_free(&c.conversations[i]);
+    free(c.conversations);
+    xlstm_model_free(c.model);
+    for (size_t i = 0; i < c.sampling.stop.n; i++)
+        free(c.sampling.stop.items[i]);
+    free(c.sampling.stop.items);
+    for (size_t i = 0; i < COUNT_OF(texts); i++)
+        free(texts[i]);
+    return output_finish(status);
+}
+
+static const option_group groups[] = {
+    {"Conversation", rows, COUNT_OF(rows), 0},
+    SAMPLING_GROUP(chat_options, sampling),
+    MODEL_GROUP(chat_options, model),
+};
+
+const command command_chat = {
+    .name = "chat",
+    .summary = "talk with a model; the conversation can be forked, undone and saved",
+    .usage = "[-m MODEL] [--system TEXT] [--max-tokens N]",
+    .details =
+        "Lines that begin with / are commands: /save FILE, /load FILE, /fork NAME, /switch NAME, /list, /undo, "
+        "/regenerate, /reset, /stats, /help, /quit. Ctrl-C stops an answer, which stays as far as it came; Ctrl-D "
+        "leaves. A backslash at the end of a line continues it; pasted lines stay together.\n"
+        "\n"
+        "Without a terminal every line of standard input is a turn and only answers go to standard output; the exit "
+        "status is then 1 if a turn or a command failed.",
+    .size = sizeof(chat_options),
+    .groups = groups,
+    .n_groups = COUNT_OF(groups),
+    .run = run,
+};
