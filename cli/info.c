@@ -54,7 +54,8 @@ void info_print(FILE *to, const xlstm_model *model)
     fprintf(to, "  %-24s %s, whatever the length of the text\n", "state of a sequence", human_bytes(a, i->state_bytes));
     if (*i->backend)
         fprintf(to, "  %-24s %s\n", "backend", i->backend);
-    fprintf(to, "  %-24s %016llx\n", "fingerprint", (unsigned long long)i->fingerprint);
+    if (i->fingerprint) /* not known from headers alone */
+        fprintf(to, "  %-24s %016llx\n", "fingerprint", (unsigned long long)i->fingerprint);
     fprintf(to, "architecture\n");
     fprintf(to, "  %-24s %u\n", "blocks", i->num_blocks);
     fprintf(to, "  %-24s %u\n", "embedding", i->embedding_dim);
@@ -136,6 +137,18 @@ static json_t *dtype_value(const xlstm_resolved *r)
                      text_value(r->source));
 }
 
+/* A float32 as the shortest number that reads back as it: 1e-06, not 9.99999997e-07. */
+static json_t *float_value(float x)
+{
+    char text[32];
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)x);
+        if (strtof(text, NULL) == x)
+            break;
+    }
+    return json_real(strtod(text, NULL));
+}
+
 static json_t *id_value(int32_t id)
 {
     return id < 0 ? json_null() : json_integer(id);
@@ -170,13 +183,13 @@ static json_t *to_json(const xlstm_model *model, const info_options *o)
     json_object_set_new(root, "path", text_value(i->path));
     json_object_set_new(root, "format", text_value(i->format));
     json_object_set_new(root, "stored_dtype", text_value(xlstm_dtype_name(i->stored_dtype)));
-    json_object_set_new(root, "fingerprint", json_string(fingerprint));
+    json_object_set_new(root, "fingerprint", i->fingerprint ? json_string(fingerprint) : json_null());
     for (size_t k = 0; k < COUNT_OF(numbers); k++)
         json_object_set_new(root, numbers[k].name, json_integer((json_int_t)numbers[k].value));
-    json_object_set_new(root, "gate_soft_cap", json_real((double)i->gate_soft_cap));
-    json_object_set_new(root, "logit_soft_cap", json_real((double)i->logit_soft_cap));
-    json_object_set_new(root, "norm_eps", json_real((double)i->norm_eps));
-    json_object_set_new(root, "cell_eps", json_real((double)i->cell_eps));
+    json_object_set_new(root, "gate_soft_cap", float_value(i->gate_soft_cap));
+    json_object_set_new(root, "logit_soft_cap", float_value(i->logit_soft_cap));
+    json_object_set_new(root, "norm_eps", float_value(i->norm_eps));
+    json_object_set_new(root, "cell_eps", float_value(i->cell_eps));
     json_object_set_new(root, "use_bias", json_boolean(i->use_bias));
     json_object_set_new(root, "tied", json_boolean(i->tied));
     json_object_set_new(root, "fused", json_boolean(i->fused));

@@ -505,14 +505,9 @@ void print_command_help(const command *c)
         fputc('\n', to);
         print_wrapped(to, c->details, 0, 0, HELP_WIDTH);
     }
-    char variable[80] = "";
-    if (c->n_groups)
-        option_environment_name(variable, sizeof variable, c->groups[0].rows[0].name);
     fputc('\n', to);
-    char text[300];
-    snprintf(text, sizeof text, "Every option has an environment twin that the command line overrides: --%s is %s.",
-             c->n_groups ? c->groups[0].rows[0].name : "", variable);
-    print_wrapped(to, text, 0, 0, HELP_WIDTH);
+    print_wrapped(to, "Every option has an environment twin that the command line overrides: --model is XLSTM_MODEL, "
+                      "--no-repack is XLSTM_NO_REPACK=1.", 0, 0, HELP_WIDTH);
 }
 
 void print_program_help(FILE *to)
