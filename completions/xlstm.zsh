@@ -1,0 +1,169 @@
+#compdef xlstm
+# zsh completion for xlstm; written by `xlstm __complete zsh`
+_xlstm() {
+    local -a commands
+    commands=(
+        'generate:continue a text, streaming'
+        'chat:talk with a model; the conversation can be forked, undone and saved'
+        'info:show what a model is: sizes, numeric settings, tokens, wiring'
+        'logits:print the logits after a prompt as JSON'
+        'tokenize:turn text into token ids, or ids into text'
+    )
+    if (( CURRENT == 2 )); then
+        _describe command commands
+        return
+    fi
+    local command=$words[2]
+    shift words
+    (( CURRENT-- ))
+    case $command in
+    generate)
+        _arguments \
+            {-p,--prompt}'=[the text to read]:TEXT: ' \
+            {-f,--prompt-file}'=[read the text from a file, byte for byte]:FILE:_files' \
+            '*'--prompt-ids'=[token ids instead of text\: 1,2,3]:IDS: ' \
+            --escape'[interpret \n, \t, \xHH, \uHHHH and the like in --prompt and --stop]' \
+            --max-tokens'=[end after N new tokens]:N: ' \
+            {-n,--samples}'=[K different continuations]:K: ' \
+            --temperature'=[1 samples as the model says, less is safer, 0 always takes the likeliest token]:T: ' \
+            --top-k'=[choose among the K likeliest tokens]:K: ' \
+            --top-p'=[choose among the likeliest tokens that together reach P, the crossing one included]:P: ' \
+            --min-p'=[drop tokens below P times the likeliest]:P: ' \
+            --repetition-penalty'=[divide the logits of tokens seen, prompt included]:R: ' \
+            --frequency-penalty'=[subtract F from a token'\''s logit for each time it was seen]:F: ' \
+            --presence-penalty'=[subtract F once from the logits of tokens seen]:F: ' \
+            --penalty-window'=[how many last tokens the penalties look at]:N: ' \
+            '*'--logit-bias'=[add to a token'\''s logit, -inf forbids it]:ID=BIAS: ' \
+            --seed'=[same seed, same text]:N: ' \
+            '*'--stop'=[end before this text appears]:TEXT: ' \
+            '*'--stop-id'=[end at these token ids]:IDS: ' \
+            --ignore-eos'[go on past the model'\''s end-of-text tokens]' \
+            {-o,--output}'=[what to print]:output:(auto text ids json)' \
+            --no-echo'[print the continuation without the prompt]' \
+            --stats'[tokens a second, memory and seed on standard error]' \
+            --info'[describe the model on standard error first]' \
+            --show-wiring'[draw the model'\''s wiring on standard error first]' \
+            --wiring-style'=[characters of the drawing]:wiring-style:(unicode ascii)' \
+            {-i,--interactive}'[ask for prompts line by line]' \
+            --state-in'=[begin where a saved state stands]:FILE:_files' \
+            --state-out'=[save the state after the last token]:FILE:_files' \
+            {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
+            --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
+            --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \
+            --state-dtype'=[recurrent state\: float32, bfloat16 or int8]:TYPE: ' \
+            --norm-reduction-float32'=[compute all norms in float32]:norm-reduction-float32:(auto on off)' \
+            {-t,--threads}'=[threads to compute with]:N: ' \
+            --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
+            --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
+            --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
+            --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
+            --no-repack'[use the weights as they lie in the file]' \
+            '*'--set'=[override a key of config.json, or stand in for it]:KEY=VALUE: ' \
+            {-v,--verbose}'[more notes on standard error]' \
+            {-q,--quiet}'[no warnings and no progress on standard error]' \
+            '*:file:_files'
+        ;;
+    chat)
+        _arguments \
+            --max-tokens'=[end an answer after N tokens]:N: ' \
+            {-s,--system}'=[what the model is told before the first turn]:TEXT: ' \
+            --user-prefix'=[what stands before your words]:TEXT: ' \
+            --assistant-prefix'=[what stands before the answer]:TEXT: ' \
+            --state-in'=[go on with a saved conversation]:FILE:_files' \
+            --escape'[interpret \n and the like in the texts above and in --stop]' \
+            --no-history'[do not keep typed lines in the history file]' \
+            --stats'[timings on standard error after every answer]' \
+            --temperature'=[1 samples as the model says, less is safer, 0 always takes the likeliest token]:T: ' \
+            --top-k'=[choose among the K likeliest tokens]:K: ' \
+            --top-p'=[choose among the likeliest tokens that together reach P, the crossing one included]:P: ' \
+            --min-p'=[drop tokens below P times the likeliest]:P: ' \
+            --repetition-penalty'=[divide the logits of tokens seen, prompt included]:R: ' \
+            --frequency-penalty'=[subtract F from a token'\''s logit for each time it was seen]:F: ' \
+            --presence-penalty'=[subtract F once from the logits of tokens seen]:F: ' \
+            --penalty-window'=[how many last tokens the penalties look at]:N: ' \
+            '*'--logit-bias'=[add to a token'\''s logit, -inf forbids it]:ID=BIAS: ' \
+            --seed'=[same seed, same text]:N: ' \
+            '*'--stop'=[end before this text appears]:TEXT: ' \
+            '*'--stop-id'=[end at these token ids]:IDS: ' \
+            --ignore-eos'[go on past the model'\''s end-of-text tokens]' \
+            {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
+            --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
+            --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \
+            --state-dtype'=[recurrent state\: float32, bfloat16 or int8]:TYPE: ' \
+            --norm-reduction-float32'=[compute all norms in float32]:norm-reduction-float32:(auto on off)' \
+            {-t,--threads}'=[threads to compute with]:N: ' \
+            --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
+            --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
+            --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
+            --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
+            --no-repack'[use the weights as they lie in the file]' \
+            '*'--set'=[override a key of config.json, or stand in for it]:KEY=VALUE: ' \
+            {-v,--verbose}'[more notes on standard error]' \
+            {-q,--quiet}'[no warnings and no progress on standard error]' \
+            '*:file:_files'
+        ;;
+    info)
+        _arguments \
+            {-j,--json}'[print JSON]' \
+            --wiring'[draw the wiring found in the tensors]' \
+            --wiring-style'=[characters of the drawing]:wiring-style:(unicode ascii)' \
+            --tensors'[list every tensor]' \
+            {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
+            --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
+            --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \
+            --state-dtype'=[recurrent state\: float32, bfloat16 or int8]:TYPE: ' \
+            --norm-reduction-float32'=[compute all norms in float32]:norm-reduction-float32:(auto on off)' \
+            {-t,--threads}'=[threads to compute with]:N: ' \
+            --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
+            --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
+            --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
+            --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
+            --no-repack'[use the weights as they lie in the file]' \
+            '*'--set'=[override a key of config.json, or stand in for it]:KEY=VALUE: ' \
+            {-v,--verbose}'[more notes on standard error]' \
+            {-q,--quiet}'[no warnings and no progress on standard error]' \
+            '*:file:_files'
+        ;;
+    logits)
+        _arguments \
+            {-p,--prompt}'=[the text to read]:TEXT: ' \
+            {-f,--prompt-file}'=[read the text from a file, byte for byte]:FILE:_files' \
+            '*'--prompt-ids'=[token ids instead of text\: 1,2,3]:IDS: ' \
+            --escape'[interpret \n, \t, \xHH, \uHHHH and the like in --prompt and --stop]' \
+            {-a,--all}'[a row for every token, not only for the last]' \
+            --state-in'=[begin where a saved state stands]:FILE:_files' \
+            {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
+            --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
+            --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \
+            --state-dtype'=[recurrent state\: float32, bfloat16 or int8]:TYPE: ' \
+            --norm-reduction-float32'=[compute all norms in float32]:norm-reduction-float32:(auto on off)' \
+            {-t,--threads}'=[threads to compute with]:N: ' \
+            --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
+            --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
+            --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
+            --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
+            --no-repack'[use the weights as they lie in the file]' \
+            '*'--set'=[override a key of config.json, or stand in for it]:KEY=VALUE: ' \
+            {-v,--verbose}'[more notes on standard error]' \
+            {-q,--quiet}'[no warnings and no progress on standard error]' \
+            '*:file:_files'
+        ;;
+    tokenize)
+        _arguments \
+            {-m,--model}'=[a folder with tokenizer.json, such a file itself, or a .gguf file]:PATH:_files' \
+            {-p,--prompt}'=[the text]:TEXT: ' \
+            {-d,--decode}'[from ids to text]' \
+            {-j,--json}'[ids as a JSON list]' \
+            --jsonl'[one JSON string a line in, one list of ids a line out]' \
+            --special'[add the tokens the tokenizer puts around a text]' \
+            --literal'[read special tokens spelled out in the text as plain text]' \
+            --skip-special'[with --decode\: leave special tokens out]' \
+            '*:file:_files'
+        ;;
+    esac
+}
+_xlstm "$@"

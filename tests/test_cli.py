@@ -1,0 +1,611 @@
+"""The program as its users meet it: every command of the contract, run as a process. Needs only Python's library."""
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+PROGRAM = os.path.abspath(os.environ.get("XLSTM", "build/xlstm"))
+MODEL = os.path.abspath("models/xlstm-stories-10m")
+PROMPT = "Once upon a time"
+
+
+def clean_environment(extra=None):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("XLSTM")}
+    kept.update(extra or {})
+    return kept
+
+
+def run(*arguments, stdin=b"", env=None, program=PROGRAM):
+    """(exit status, standard output, standard error), outputs as bytes."""
+    done = subprocess.run([program, *map(str, arguments)], input=stdin, capture_output=True, timeout=300,
+                          env=clean_environment(env))
+    return done.returncode, done.stdout, done.stderr
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def write(path, data):
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+class Case(unittest.TestCase):
+    def ok(self, *arguments, **options):
+        status, out, err = run(*arguments, **options)
+        self.assertEqual(status, 0, err.decode(errors="replace"))
+        return out.decode()
+
+    def fails(self, expected, *arguments, says=(), **options):
+        status, out, err = run(*arguments, **options)
+        text = err.decode(errors="replace")
+        self.assertEqual(status, expected, text)
+        self.assertEqual(out, b"")
+        for part in [says] if isinstance(says, str) else says:
+            self.assertIn(part, text)
+        return text
+
+    def greedy(self, *arguments):
+        return json.loads(self.ok("generate", "--temperature", 0, "--output", "json", *arguments))
+
+    def setUp(self):
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def model_copy(self, *left_out):
+        """A folder of links to the model's files, without some of them."""
+        folder = self.path("model")
+        os.mkdir(folder)
+        for name in os.listdir(MODEL):
+            if name not in left_out:
+                os.symlink(os.path.join(MODEL, name), os.path.join(folder, name))
+        return folder
+
+
+class Usage(Case):
+    def test_help(self):
+        text = self.ok("--help")
+        self.assertIn("generate", text)
+        for command in re.findall(r"^  (\w+) {2,}\w", text, re.M):
+            out = self.ok(command, "--help")
+            self.assertTrue(out.startswith("xlstm " + command))
+            self.assertEqual(out, self.ok("help", command))
+            self.assertLessEqual(max(map(len, out.splitlines())), 100)
+        self.assertRegex(self.ok("--version"), r"^xlstm \d+\.\d+\.\d+\n$")
+
+    def test_every_flag_of_the_contract_exists(self):
+        out = self.ok("generate", "--help")
+        for flag in """max-tokens temperature top-k top-p min-p repetition-penalty presence-penalty frequency-penalty
+                       seed stop stop-id ignore-eos prompt prompt-file prompt-ids output no-echo stats escape
+                       interactive info show-wiring wiring-style state-in state-out dtype kernel-dtype state-dtype
+                       norm-reduction-float32 threads chunk-size backend bos""".split():
+            self.assertRegex(out, rf"--{flag}\b")
+
+    def test_usage_errors(self):
+        self.fails(2)
+        self.fails(2, "generte", says="did you mean generate?")
+        self.fails(2, "generate", "--tempreature", 1, says="did you mean --temperature?")
+        self.fails(2, "generate", "--zzz", says="unknown option --zzz")
+        self.fails(2, "generate", "-Z", says="unknown option -Z")
+        self.fails(2, "generate", "text", says='unexpected argument "text"')
+        self.fails(2, "generate", "--seed", says="needs a value")
+        self.fails(2, "generate", "--no-echo=1", says="takes no value")
+        self.fails(2, "generate", "--top-p", "1.5", says="a number from 0 to 1")
+        self.fails(2, "generate", "--top-k", "-1", says="--top-k")
+        self.fails(2, "generate", "--temperature", "nan")
+        self.fails(2, "generate", "--threads", "2x")
+        self.fails(2, "generate", "--bos", "maybe", says="auto|on|off")
+        self.fails(2, "generate", "--dtype", "float7", says="float7")
+        self.fails(2, "generate", "--cpu-mask", "avx3", says="avx512")
+        self.fails(2, "generate", "--logit-bias", "5", says="ID=BIAS")
+        self.fails(2, "generate", "--prompt-ids", "1,2,x", says='"x"')
+        self.fails(2, "generate", "--prompt-ids", "4096", says=("4096", "4095"))
+        self.fails(2, "generate", "-p", "a", "--prompt-ids", "1", says="one of")
+        self.fails(2, "generate", "-n", 2, "--state-out", "f", says="--state-out")
+        self.fails(2, "generate", "--interactive", "-p", "a")
+        self.fails(2, "generate", "--bos", "off", "-p", "", says="--bos off")
+        self.fails(2, "logits", says="at least one token")
+        self.fails(2, "tokenize", "--json", "--jsonl")
+
+    def test_run_time_errors(self):
+        self.fails(1, "generate", "-m", "/no/such/model", says="/no/such/model")
+        self.fails(1, "generate", "-f", "/no/such/file", says="/no/such/file")
+        self.fails(1, "generate", "--state-in", "/no/such/state", says="/no/such/state")
+        self.fails(1, "tokenize", "-m", "/no/such", "-p", "a", says="/no/such")
+        write(self.path("bad"), b"not a state" * 100)
+        self.fails(1, "generate", "--state-in", self.path("bad"), says="bad")
+        self.assertEqual(run("generate", "--max-tokens", 0, "--state-out", "/no/such/folder/f")[0], 1)
+
+    def test_environment_twins(self):
+        env = {"XLSTM_MAX_TOKENS": "3", "XLSTM_TEMPERATURE": "0", "XLSTM_OUTPUT": "ids", "XLSTM_NO_ECHO": "1"}
+        ids = self.ok("generate", "-p", PROMPT, env=env).strip().split(",")
+        self.assertEqual(len(ids), 3)
+        more = self.ok("generate", "-p", PROMPT, "--max-tokens", 4, env=env).strip().split(",")
+        self.assertEqual(more[:3], ids)
+        self.assertEqual(len(more), 4)
+        self.fails(2, "generate", env={"XLSTM_TOP_K": "many"}, says="XLSTM_TOP_K")
+        self.fails(1, "info", env={"XLSTM_MODEL": "/no/such"}, says="/no/such")
+        stopped = self.ok("generate", "-p", PROMPT, "--output", "json",
+                          env={"XLSTM_STOP": "zzz\n there", "XLSTM_TEMPERATURE": "0"})
+        self.assertEqual(json.loads(stopped)["stop_text"], " there")
+
+    def test_default_model(self):
+        bin_folder = self.path("bin")
+        os.mkdir(bin_folder)
+        program = shutil.copy(PROGRAM, bin_folder)
+        self.fails(2, "info", program=program, says="XLSTM_MODEL")
+        os.makedirs(self.path("share/xlstm"))
+        os.symlink(os.path.dirname(MODEL), self.path("share/xlstm/models"))
+        self.assertIn("xlstm-stories-10m", self.ok("info", program=program))
+
+    def test_written_files_are_current(self):
+        for name, arguments in [("docs/xlstm.1", ["__man"]), ("completions/xlstm.bash", ["__complete", "bash"]),
+                                ("completions/xlstm.zsh", ["__complete", "zsh"]),
+                                ("completions/xlstm.fish", ["__complete", "fish"])]:
+            self.assertEqual(self.ok(*arguments), read(name).decode(),
+                             f"{name} is out of date: build/xlstm {' '.join(arguments)} > {name}")
+        for shell, name in [("bash", "xlstm.bash"), ("zsh", "xlstm.zsh"), ("fish", "xlstm.fish")]:
+            if shutil.which(shell):
+                subprocess.run([shell, "-n", "completions/" + name], check=True)
+
+
+class Generate(Case):
+    def test_forms_of_output_agree(self):
+        j = self.greedy("-p", PROMPT, "--max-tokens", 12)
+        self.assertEqual(j["prompt"], PROMPT)
+        self.assertEqual(len(j["ids"]), 12)
+        self.assertEqual(j["stop_reason"], "length")
+        common = ["generate", "--temperature", 0, "--max-tokens", 12]
+        self.assertEqual(self.ok(*common, "-p", PROMPT), PROMPT + j["text"] + "\n")
+        self.assertEqual(self.ok(*common, "-p", PROMPT, "--no-echo"), j["text"] + "\n")
+        ids = ",".join(map(str, j["prompt_ids"] + j["ids"])) + "\n"
+        self.assertEqual(self.ok(*common, "-p", PROMPT, "--output", "ids"), ids)
+        prompt_ids = ",".join(map(str, j["prompt_ids"]))
+        self.assertEqual(self.ok(*common, "--prompt-ids", prompt_ids, "--output", "ids"), ids)
+        self.assertEqual(self.ok(*common, "--prompt-ids", prompt_ids), PROMPT + j["text"] + "\n")
+        short = self.greedy("-p", PROMPT, "--max-tokens", 12, "--no-echo")
+        self.assertNotIn("prompt", short)
+        self.assertEqual(short["text"], j["text"])
+        write(self.path("p"), PROMPT.encode())
+        self.assertEqual(self.ok(*common, "-f", self.path("p")), PROMPT + j["text"] + "\n")
+        self.assertEqual(self.ok(*common, "-f", "-", stdin=PROMPT.encode()), PROMPT + j["text"] + "\n")
+
+    def test_escape(self):
+        j = self.greedy("-p", r"A\n\tB \u00e9\x41\\", "--escape", "--max-tokens", 1)
+        self.assertEqual(j["prompt"], "A\n\tB \u00e9A\\")
+        self.assertEqual(self.greedy("-p", r"A\n", "--max-tokens", 1)["prompt"], r"A\n")
+
+    def test_empty_prompt_begins_from_nothing(self):
+        a = self.greedy("--max-tokens", 5)
+        self.assertEqual(a["prompt_ids"], [])
+        self.assertEqual(a["ids"], self.greedy("--prompt-ids", "0", "--max-tokens", 5)["ids"])
+
+    def test_seed(self):
+        def text(seed, *more):
+            return self.ok("generate", "-p", PROMPT, "--max-tokens", 12, "--seed", seed, *more)
+        self.assertEqual(text(7), text(7))
+        self.assertGreater(len({text(s) for s in range(4)}), 2)
+        self.assertEqual(text(7, "--top-k", 1), text(8, "--top-p", "1e-9"))
+
+    def test_samples_are_what_single_runs_give(self):
+        common = ["generate", "-p", PROMPT, "--max-tokens", 10, "--output", "json"]
+        lines = self.ok(*common, "-n", 3, "--seed", 5).splitlines()
+        self.assertEqual(len(lines), 3)
+        for i, line in enumerate(lines):
+            sample = json.loads(line)
+            alone = json.loads(self.ok(*common, "--seed", 5 + i))
+            self.assertEqual((sample["index"], sample["seed"]), (i, 5 + i))
+            self.assertEqual(sample["ids"], alone["ids"])
+        text = self.ok("generate", "-p", PROMPT, "--max-tokens", 3, "-n", 2, "--seed", 5)
+        self.assertRegex(text, r"(?s)^--- 1 of 2 ---\nOnce.*\n--- 2 of 2 ---\nOnce.*\n$")
+
+    def test_stop_texts_at_every_place(self):
+        whole = self.greedy("-p", PROMPT, "--max-tokens", 14)["text"]
+        tried = 0
+        for start in range(0, len(whole) - 8, 9):
+            for length in (1, 4, 8):
+                stop = whole[start:start + length]
+                expected = whole[:whole.index(stop)]
+                out = self.ok("generate", "--temperature", 0, "-p", PROMPT, "--max-tokens", 14, "--no-echo", "--stop",
+                              stop, "--stop", "never")
+                self.assertEqual(out, expected + "\n", repr(stop))
+                tried += 1
+        self.assertGreater(tried, 8)
+
+    def test_stop_text_that_is_never_completed(self):
+        whole = self.greedy("-p", PROMPT, "--max-tokens", 6)
+        j = self.greedy("-p", PROMPT, "--max-tokens", 6, "--stop", whole["text"][-4:] + "@@@")
+        self.assertEqual((j["text"], j["ids"], j["stop_reason"]), (whole["text"], whole["ids"], "length"))
+
+    def test_earliest_of_several_stops(self):
+        whole = self.greedy("-p", PROMPT, "--max-tokens", 14)["text"]
+        j = self.greedy("-p", PROMPT, "--max-tokens", 14, "--stop", whole[20:24], "--stop", whole[9:14])
+        self.assertEqual(j["text"], whole[:min(whole.index(whole[20:24]), whole.index(whole[9:14]))])
+        self.assertEqual(j["stop_reason"], "stop_text")
+
+    def test_stop_ids_and_eos(self):
+        ids = self.greedy("-p", PROMPT, "--max-tokens", 12)["ids"]
+        j = self.greedy("-p", PROMPT, "--max-tokens", 12, "--stop-id", ids[5])
+        self.assertEqual(j["ids"], ids[:ids.index(ids[5])])
+        self.assertEqual((j["stop_reason"], j["stop_id"]), ("stop_id", ids[5]))
+        forced = self.greedy("-p", PROMPT, "--max-tokens", 12, "--logit-bias", "0=1000")
+        self.assertEqual((forced["ids"], forced["stop_reason"], forced["stop_id"]), ([], "eos", 0))
+        ignored = self.greedy("-p", PROMPT, "--max-tokens", 4, "--logit-bias", "0=1000", "--ignore-eos")
+        self.assertEqual(ignored["ids"], [0, 0, 0, 0])
+        banned = self.greedy("-p", PROMPT, "--max-tokens", 4, "--logit-bias", f"{ids[0]}=-inf")
+        self.assertNotEqual(banned["ids"][0], ids[0])
+
+    def test_without_tokenizer(self):
+        model = self.model_copy("tokenizer.json", "tokenizer_config.json")
+        ids = self.ok("generate", "-m", model, "--prompt-ids", "5,6,7", "--temperature", 0, "--max-tokens", 4)
+        self.assertRegex(ids, r"^5,6,7(,\d+){4}\n$")
+        j = self.ok("generate", "-m", model, "--prompt-ids", "5,6,7", "--output", "json", "--max-tokens", 4)
+        self.assertNotIn("text", json.loads(j))
+        self.fails(1, "generate", "-m", model, "-p", "a", says="tokenizer")
+        self.fails(1, "generate", "-m", model, "--prompt-ids", "5", "--output", "text", says="tokenizer")
+        self.fails(1, "generate", "-m", model, "--prompt-ids", "5", "--stop", "a", says="tokenizer")
+        self.fails(1, "chat", "-m", model, says="tokenizer")
+        self.assertIn("logits", self.ok("logits", "-m", model, "--prompt-ids", "5"))
+
+    def test_standard_output_holds_results_alone(self):
+        status, out, err = run("generate", "-p", PROMPT, "--max-tokens", 3, "--temperature", 0, "--stats", "--info",
+                               "--show-wiring", "--wiring-style", "ascii")
+        self.assertEqual(status, 0)
+        self.assertEqual(out.decode(), self.ok("generate", "-p", PROMPT, "--max-tokens", 3, "--temperature", 0))
+        err.decode("ascii")
+        for part in (b"tok/s", b"seed", b"embedding", b"parameters", b"norm_mlstm"):
+            self.assertIn(part, err)
+
+    def test_closed_and_full_output(self):
+        process = subprocess.Popen([PROGRAM, "generate", "-p", PROMPT, "--max-tokens", "100000", "--ignore-eos"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
+        process.stdout.read(20)
+        process.stdout.close()
+        self.assertEqual(process.wait(60), 0)
+        self.assertEqual(process.stderr.read(), b"")
+        process.stderr.close()
+        if os.path.exists("/dev/full"):
+            with open("/dev/full", "w") as full:
+                done = subprocess.run([PROGRAM, "generate", "-p", PROMPT, "--max-tokens", "3"], stdout=full,
+                                      stderr=subprocess.PIPE, env=clean_environment())
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(b"standard output", done.stderr)
+
+    def test_interrupt(self):
+        state = self.path("state")
+        process = subprocess.Popen([PROGRAM, "generate", "-p", PROMPT, "--max-tokens", "100000", "--ignore-eos", "--stats",
+                                    "--state-out", state], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env=clean_environment())
+        start = process.stdout.read(40)
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 130)
+        self.assertTrue((start + rest).endswith(b"\n"))
+        self.assertIn(b"tok/s", err)
+        self.ok("generate", "--state-in", state, "--max-tokens", 2)
+
+    def test_interactive(self):
+        out = self.ok("generate", "--interactive", "--temperature", 0, "--max-tokens", 4,
+                      stdin=b"Once upon a time\n\nThe king\nOnce upon a time\n")
+        lines = out.splitlines()
+        self.assertEqual(len(lines), 3)
+        self.assertEqual(lines[0], lines[2])
+        self.assertEqual(lines[1], self.ok("generate", "-p", "The king", "--temperature", 0, "--max-tokens", 4).strip())
+
+    def test_penalties_change_the_text(self):
+        plain = self.greedy("-p", PROMPT, "--max-tokens", 20)
+        for flag, value in (("--repetition-penalty", 1.5), ("--presence-penalty", 3), ("--frequency-penalty", 2)):
+            self.assertNotEqual(self.greedy("-p", PROMPT, "--max-tokens", 20, flag, value)["ids"], plain["ids"], flag)
+
+
+class State(Case):
+    def test_goes_on_as_if_it_had_never_ended(self):
+        whole = self.greedy("-p", PROMPT, "--max-tokens", 20)
+        for first in (0, 1, 7):
+            a = self.greedy("-p", PROMPT, "--max-tokens", first, "--state-out", self.path("s"))
+            b = self.greedy("--state-in", self.path("s"), "--max-tokens", 20 - first)
+            self.assertEqual(a["ids"] + b["ids"], whole["ids"])
+            self.assertEqual(a["text"] + b["text"], whole["text"])
+
+    def test_prompt_after_a_state(self):
+        self.ok("generate", "--prompt-ids", "3244,786", "--max-tokens", 0, "--state-out", self.path("s"))
+        a = self.greedy("--state-in", self.path("s"), "--prompt-ids", "260,543", "--max-tokens", 8)
+        self.assertEqual(a["ids"], self.greedy("--prompt-ids", "3244,786,260,543", "--max-tokens", 8)["ids"])
+
+    def test_stop_text_leaves_no_trace_in_the_state(self):
+        whole = self.greedy("-p", PROMPT, "--max-tokens", 16)
+        ids = whole["ids"]
+        for k in (3, 6):  # the stop text begins where token k ends
+            kept = self.greedy("-p", PROMPT, "--max-tokens", k)["text"]
+            stop = whole["text"][len(kept):len(kept) + 7]
+            if whole["text"].index(stop) != len(kept):
+                continue
+            j = self.greedy("-p", PROMPT, "--max-tokens", 16, "--stop", stop, "--state-out", self.path("s"))
+            self.assertEqual(j["ids"], ids[:k])
+            b = self.greedy("--state-in", self.path("s"), "--max-tokens", 16 - k)
+            self.assertEqual(b["ids"], ids[k:])
+
+    def test_wrong_model(self):
+        self.ok("generate", "-p", PROMPT, "--max-tokens", 0, "--state-out", self.path("s"))
+        data = bytearray(read(self.path("s")))
+        data[len(data) // 2] ^= 1
+        write(self.path("s"), data)
+        self.fails(1, "generate", "--state-in", self.path("s"), says=self.path("s"))
+
+    def test_poisoned_state_is_not_saved(self):
+        model = self.model_copy()
+        index = json.loads(read(os.path.join(MODEL, "model.safetensors.index.json")))
+        name = next(n for n in index["weight_map"] if n.endswith("norm_ffn.weight"))
+        shard = os.path.join(model, index["weight_map"][name])
+        data = bytearray(read(shard))
+        size = struct.unpack("<Q", data[:8])[0]
+        tensor = json.loads(data[8:8 + size])[name]
+        self.assertEqual(tensor["dtype"], "BF16")
+        at = 8 + size + tensor["data_offsets"][0]
+        data[at:at + 2] = b"\xc0\x7f"
+        os.remove(shard)
+        write(shard, data)
+        for more in ([], ["--state-out", self.path("s")], ["--output", "json"]):
+            status, _, err = run("generate", "-m", model, "-p", PROMPT, "--max-tokens", 3, *more)
+            self.assertEqual(status, 1)
+            self.assertIn(b"consider enabling norm_reduction_force_float32 or using float32 compute dtype", err)
+            self.assertFalse(os.path.exists(self.path("s")))
+        self.assertEqual(run("logits", "-m", model, "-p", PROMPT)[0], 1)
+        status, out, err = run("chat", "-m", model, stdin=f"hi\n/save {self.path('c')}\n".encode())
+        self.assertEqual(status, 1)
+        self.assertIn(b"norm_reduction_force_float32", err)
+
+
+class Logits(Case):
+    def test_rows(self):
+        ids = [5 + 7 * i % 4000 for i in range(150)]
+        text = ",".join(map(str, ids))
+        every = json.loads(self.ok("logits", "--prompt-ids", text, "--all"))
+        last = json.loads(self.ok("logits", "--prompt-ids", text))
+        self.assertEqual(every["ids"], ids)
+        self.assertEqual((len(every["logits"]), len(every["logits"][0]), len(last["logits"])), (150, 4096, 4096))
+        self.assertEqual(every["logits"][-1], last["logits"])
+        first = json.loads(self.ok("logits", "--prompt-ids", ids[0]))
+        self.assertEqual(len(first["logits"]), 4096)  # no row for BOS
+        for x in last["logits"][:200]:
+            self.assertEqual(float("%.9g" % struct.unpack("f", struct.pack("f", x))[0]), x)
+        without = json.loads(self.ok("logits", "--prompt-ids", ids[0], "--bos", "off"))
+        self.assertNotEqual(without["logits"], first["logits"])
+
+    def test_text_and_state(self):
+        a = json.loads(self.ok("logits", "-p", PROMPT))
+        text = ",".join(map(str, a["ids"]))
+        self.assertEqual(json.loads(self.ok("logits", "--prompt-ids", text)), a)
+        self.ok("generate", "--prompt-ids", ",".join(map(str, a["ids"][:2])), "--max-tokens", 0, "--state-out",
+                self.path("s"))
+        b = json.loads(self.ok("logits", "--prompt-ids", ",".join(map(str, a["ids"][2:])), "--state-in", self.path("s")))
+        worst = max(abs(x - y) for x, y in zip(a["logits"], b["logits"]))
+        self.assertLess(worst, 2e-4)
+
+
+class Tokenize(Case):
+    def test_text_and_back(self):
+        texts = ["hello world", " two  spaces\n\ttab", "na\u00efve \u4f60\u597d \U0001f469\u200d\U0001f680", "", "x" * 5000]
+        for text in texts:
+            ids = self.ok("tokenize", stdin=text.encode())
+            self.assertEqual(self.ok("tokenize", "-d", stdin=ids.encode()), text)
+            self.assertEqual(json.loads(self.ok("tokenize", "--json", stdin=text.encode())),
+                             [int(i) for i in ids.split(",") if i.strip()])
+            if text:
+                self.assertEqual(self.ok("tokenize", "-p", text), ids)
+        lines = "".join(json.dumps(t) + "\n" for t in texts)
+        listed = self.ok("tokenize", "--jsonl", stdin=lines.encode())
+        self.assertEqual(len(listed.splitlines()), len(texts))
+        back = self.ok("tokenize", "--jsonl", "--decode", stdin=listed.encode())
+        self.assertEqual([json.loads(line) for line in back.splitlines()], texts)
+
+    def test_special_tokens(self):
+        self.assertEqual(self.ok("tokenize", "-p", "<|endoftext|>"), "0\n")
+        self.assertNotEqual(self.ok("tokenize", "-p", "<|endoftext|>", "--literal"), "0\n")
+        self.assertEqual(self.ok("tokenize", "-d", "-p", "0"), "<|endoftext|>")
+        self.assertEqual(self.ok("tokenize", "-d", "--skip-special", "-p", "0"), "")
+
+    def test_tokenizer_alone(self):
+        expected = self.ok("tokenize", "-p", PROMPT)
+        shutil.copy(os.path.join(MODEL, "tokenizer.json"), self.folder)
+        self.assertEqual(self.ok("tokenize", "-m", self.folder, "-p", PROMPT), expected)
+        self.assertEqual(self.ok("tokenize", "-m", self.path("tokenizer.json"), "-p", PROMPT), expected)
+
+    def test_bad_input(self):
+        self.assertEqual(run("tokenize", "--jsonl", stdin=b'"a"\n3\n')[0], 1)
+        self.fails(1, "tokenize", "--jsonl", stdin=b'"\xff"\n', says="line 1")
+        self.fails(1, "tokenize", "-d", stdin=b"1,2,rabbit", says="rabbit")
+        self.fails(1, "tokenize", "-d", stdin=b"99999", says="99999")
+        self.ok("tokenize", stdin=b"\xff\xfe\x00invalid")
+
+
+class Info(Case):
+    def test_json(self):
+        facts = json.loads(self.ok("info", "--json", "--tensors", "--wiring"))
+        self.assertEqual((facts["num_blocks"], facts["embedding_dim"], facts["vocab_size"]), (10, 256, 4096))
+        self.assertEqual(facts["norm_eps"], 1e-6)
+        self.assertEqual(set(facts["numerics"]), {"weights", "activations", "kernel", "state", "norm_reduction_float32"})
+        self.assertEqual(facts["numerics"]["norm_reduction_float32"]["value"], True)
+        elements = 0
+        for tensor in facts["tensors"]:
+            count = 1
+            for n in tensor["shape"]:
+                count *= n
+            elements += count
+        self.assertEqual(elements, facts["parameters"])
+        off = json.loads(self.ok("info", "--json", "--norm-reduction-float32", "off", "--state-dtype", "bf16"))
+        self.assertEqual(off["numerics"]["norm_reduction_float32"]["value"], False)
+        self.assertIn("option", off["numerics"]["norm_reduction_float32"]["source"])
+        self.assertEqual(off["numerics"]["state"]["value"], "bfloat16")
+
+    def test_text_and_wiring(self):
+        text = self.ok("info")
+        for part in ("10,153,808", "20.3 MB", "from config.json", "<|endoftext|>"):
+            self.assertIn(part, text)
+        drawing = self.ok("info", "--wiring", "--wiring-style", "ascii")
+        self.assertTrue(drawing.isascii())
+        self.assertFalse(self.ok("info", "--wiring").isascii())
+
+
+class Chat(Case):
+    def talk(self, *lines, expected=0, more=()):
+        status, out, err = run("chat", "--max-tokens", 8, "--seed", 3, *more, stdin="".join(x + "\n" for x in lines).encode())
+        self.assertEqual(status, expected, err.decode())
+        return out.decode(), err.decode()
+
+    def test_commands(self):
+        state = self.path("s")
+        out, err = self.talk("Hello", f"/save {state}", "/list", "/fork other", "More", "/list", "/switch main", "/list",
+                             "/undo", "/list", "/undo", "/reset", f"/load {state}", "/list", "/stats", "/help", "//x",
+                             "/quit", "never said")
+        self.assertTrue(out.strip())
+        counts = [int(n) for n in re.findall(r"main: (\d+) tokens", err)]
+        self.assertEqual(counts[0], counts[1])
+        self.assertEqual(counts[0], counts[2])
+        self.assertEqual(counts[3], 0)
+        self.assertIn("nothing to undo", err)
+        self.assertIn("/regenerate", err)
+        self.assertGreater(int(re.findall(r"other: (\d+) tokens", err)[0]), counts[0])
+        info = self.talk(f"/load {state}", "/list", more=["-q"])[1]
+        self.assertIn(f"main: {counts[0]} tokens", info)
+        self.assertIn(f"main: {counts[0]} tokens", self.talk("/list", more=["--state-in", state])[1])
+
+    def test_turns_go_on_from_the_state(self):
+        """A second turn is the same after a fork, and after a turn that was taken back."""
+        first = self.talk("Hello", more=["--temperature", "0"])[0]
+        both = self.talk("Hello", "And then?", more=["--temperature", "0"])[0]
+        self.assertTrue(both.startswith(first))
+        forked = self.talk("Hello", "/fork b", "And then?", more=["--temperature", "0"])[0]
+        self.assertEqual(forked, both)
+        undone = self.talk("Hello", "Nonsense 12345", "/undo", "And then?", more=["--temperature", "0"])[0]
+        self.assertTrue(undone.endswith(both[len(first):]))
+        again = self.talk("Hello", "/regenerate", more=["--temperature", "0"])[0]
+        self.assertEqual(again, first * 2)
+
+    def test_errors(self):
+        for line, says in (("/sav x", "did you mean /save"), ("/save", "needs a FILE"), ("/undo 3", "takes nothing"),
+                           ("/switch nowhere", "no conversation named nowhere"), ("/load /no/such", "/no/such"),
+                           ("/fork main", "already")):
+            self.assertIn(says, self.talk(line, expected=1)[1])
+
+    def test_continued_line_and_prefixes(self):
+        err = self.talk("Hello\\", "there", "/undo", "/undo")[1]  # one turn, not two
+        self.assertEqual((err.count("is forgotten"), err.count("nothing to undo")), (1, 1))
+        out = self.talk("Hello", more=["--user-prefix", "Q: ", "--assistant-prefix", r"\nA:", "--escape", "--system", "S"])
+        self.assertTrue(out[0].strip())
+
+
+class Terminal(Case):
+    """A person at a keyboard, played by a pseudo terminal."""
+
+    def start(self, *arguments):
+        pid, fd = pty.fork()
+        if pid == 0:
+            env = clean_environment({"TERM": "xterm", "HOME": self.folder, "LC_ALL": "C.UTF-8"})
+            env.pop("XDG_STATE_HOME", None)
+            os.execve(PROGRAM, [PROGRAM, *arguments], env)
+        self.pid, self.fd, self.seen = pid, fd, b""
+        self.addCleanup(os.close, fd)
+
+    def wait_for(self, text, seconds=60):
+        """Reads until `text` comes after what was waited for before."""
+        end = time.time() + seconds
+        while text not in self.seen:
+            ready, _, _ = select.select([self.fd], [], [], max(0, end - time.time()))
+            if not ready:
+                self.fail(f"{text!r} did not come, but {self.seen!r}")
+            try:
+                data = os.read(self.fd, 4096)
+            except OSError:
+                data = b""
+            if not data:
+                self.fail(f"{text!r} did not come before the end, but {self.seen!r}")
+            self.seen += data
+        before, self.seen = self.seen.split(text, 1)
+        return before
+
+    def send(self, data):
+        os.write(self.fd, data)
+
+    def exit_status(self):
+        end = time.time() + 60
+        while time.time() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if select.select([self.fd], [], [], 0.05)[0]:
+                try:
+                    os.read(self.fd, 4096)
+                except OSError:
+                    pass
+        os.kill(self.pid, signal.SIGKILL)
+        self.fail("the program did not end")
+
+    def test_chat(self):
+        self.start("chat", "--max-tokens", "4", "--seed", "1", "--stats")
+        self.wait_for(b"Ctrl-D leaves")
+        self.wait_for(b"> ")
+        self.send(b"Hello\r")
+        self.wait_for(b"memory")
+        self.wait_for(b"> ")
+        self.send(b"half a line\x03")
+        self.wait_for(b"^C")
+        self.wait_for(b"> ")
+        self.send(b"\x1b[200~first line\nsecond\tline\x1b[201~")
+        self.wait_for("second".encode())
+        self.send(b" end\r")
+        self.wait_for(b"memory")
+        self.wait_for(b"> ")
+        self.send(b"/list\r")
+        self.wait_for(b"* main")
+        self.wait_for(b"> ")
+        self.send(b"\x04")
+        self.assertEqual(self.exit_status(), 0)
+        history = read(self.path(".local/state/xlstm/history"))
+        self.assertIn(b"Hello", history)
+        self.assertEqual(os.stat(self.path(".local/state/xlstm/history")).st_mode & 0o777, 0o600)
+
+    def test_ctrl_c_stops_the_answer_only(self):
+        self.start("chat", "--max-tokens", "1000000", "--ignore-eos", "--seed", "1", "--user-prefix", "")
+        self.wait_for(b"> ")
+        self.send(b"Hello\r")
+        self.wait_for(b"\x1b[?2004l")  # the line was taken
+        time.sleep(1.5)
+        self.send(b"\x03")
+        self.wait_for(b"> ")
+        self.send(b"/list\r")
+        self.wait_for(b"tokens read")
+        self.wait_for(b"> ")
+        self.send(b"/quit\r")
+        self.assertEqual(self.exit_status(), 0)
+
+    def test_interactive(self):
+        self.start("generate", "--interactive", "--max-tokens", "3", "--temperature", "0")
+        self.wait_for(b"> ")
+        self.send(b"Once upon\r")
+        self.wait_for(b"Once upon a time")
+        self.wait_for(b"> ")
+        self.send(b"\x04")
+        self.assertEqual(self.exit_status(), 0)
+
+
+if __name__ == "__main__":
+    if not os.path.exists(PROGRAM):
+        print(f"skip: {PROGRAM} is not built")
+        sys.exit(77)
+    unittest.main()
