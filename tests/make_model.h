@@ -251,12 +251,13 @@ static MK_UNUSED void mk_put_text(const char *folder, const char *name, const ch
     mk_put_file(folder, name, text, strlen(text));
 }
 
-/* A new folder under $TMPDIR or /tmp; free with mk_remove_folder. */
+/* A new folder under $TMPDIR, else in memory if the system has that, else under /tmp; free with mk_remove_folder. */
 static MK_UNUSED char *mk_folder(void)
 {
     const char *base = getenv("TMPDIR");
     char *path = NULL;
-    MK_CHECK(asprintf(&path, "%s/xlstm-test-XXXXXX", base != NULL ? base : "/tmp") > 0);
+    if (base == NULL) base = access("/dev/shm", W_OK | X_OK) == 0 ? "/dev/shm" : "/tmp";
+    MK_CHECK(asprintf(&path, "%s/xlstm-test-XXXXXX", base) > 0);
     MK_CHECK(mkdtemp(path) != NULL);
     return path;
 }

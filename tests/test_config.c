@@ -71,7 +71,7 @@ static int resolve(xl_config *out, const fixture *f, const char *json, const xls
 static xl_config good(const fixture *f, const char *json, const xlstm_model_options *options)
 {
     xl_config c;
-    if (resolve(&c, f, json, options) != XLSTM_OK) fail_msg("%s: %s", json, err.message);
+    if (resolve(&c, f, json, options) != XLSTM_OK) fail_msg("%s: %s", json != NULL ? json : "no config.json", err.message);
     return c;
 }
 
@@ -79,7 +79,7 @@ static void assert_refused(const fixture *f, const char *json, const xlstm_model
                            const char *part2)
 {
     xl_config c;
-    if (resolve(&c, f, json, options) == XLSTM_OK) fail_msg("not refused: %s", json);
+    if (resolve(&c, f, json, options) == XLSTM_OK) fail_msg("not refused: %s", json != NULL ? json : "no config.json");
     if (strstr(err.message, part1) == NULL || strstr(err.message, part2) == NULL) {
         fail_msg("\"%s\" lacks \"%s\" or \"%s\"", err.message, part1, part2);
     }
