@@ -201,6 +201,7 @@ XLSTM_API int xlstm_model_draw_wiring(char **out, const xlstm_model *model, bool
 /* ---- sessions and evaluation ------------------------------------------------------------------------------------ */
 
 typedef struct xlstm_session xlstm_session;
+typedef struct xlstm_state xlstm_state;
 
 /* A fresh session: C = 0, n = 0, m = 0, position 0. */
 XLSTM_API int xlstm_session_new(xlstm_session **out, xlstm_model *model, xlstm_error *err);
@@ -251,9 +252,28 @@ typedef void (*xlstm_trace_fn)(void *user, int block, const char *stage, const f
 /* Calls `fn` for every stage of the session's evaluations until set to NULL. Costs nothing while NULL. */
 XLSTM_API void xlstm_session_set_trace(xlstm_session *session, xlstm_trace_fn fn, void *user);
 
-/* ---- state ------------------------------------------------------------------------------------------------------ */
+/* Where a non-finite value first arose, as found by xlstm_locate_fault. */
+typedef struct xlstm_fault {
+    bool found;        /* false: the tokens evaluate without one */
+    uint64_t position; /* of the token in its sequence, BOS counted */
+    int32_t token;
+    int block;         /* -1: outside the blocks */
+    int head;          /* -1: the stage has no heads */
+    uint32_t channel;  /* within the head, or within the row when there is none */
+    float value;
+    char stage[24];    /* docs/numerics.md lists the stages in their order */
+    char input[24];    /* the stage or weights it was computed from; "" for the first */
+    float input_min, input_max; /* over the finite values of that input */
+    uint64_t input_nonfinite;   /* how many of its values were not */
+    char culprit[160]; /* a non-finite weight that explains it: tensor name and index; "" if none does */
+} xlstm_fault;
 
-typedef struct xlstm_state xlstm_state;
+/* Replays `tokens` from a good state (NULL: a fresh session, BOS as usual) and finds the first stage that produced a
+ * non-finite value, in the order of the forward pass. Takes about as long as reading the tokens. */
+XLSTM_API int xlstm_locate_fault(xlstm_fault *out, xlstm_model *model, const xlstm_state *from, const int32_t *tokens,
+                                 size_t n, xlstm_error *err);
+
+/* ---- state ------------------------------------------------------------------------------------------------------ */
 
 /* A frozen copy: state, position, token hash, last logits. Fails on a poisoned session. Threads may share it. */
 XLSTM_API int xlstm_state_snapshot(xlstm_state **out, const xlstm_session *session, xlstm_error *err);

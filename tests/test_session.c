@@ -2,16 +2,13 @@
  * test_session.c — sessions, the ragged batch, BOS, forks, states and poisoning through the public API, on the model
  * that ships. Bit-identity is checked with memcmp on logits and on serialised states.
  */
-#include "weights.h"
+#include "poison.h"
 
-#include <fcntl.h>
 #include <math.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -345,36 +342,6 @@ static void test_misuse_is_refused(void **state)
     xlstm_model_free(facts);
 }
 
-/* A copy of the model's folder with one element of a tensor overwritten by a bf16 NaN. */
-static char *poisoned_copy(const char *tensor, size_t element)
-{
-    static char folder[64];
-    char command[512];
-    snprintf(folder, sizeof(folder), "/tmp/xlstm-test-XXXXXX");
-    assert_non_null(mkdtemp(folder));
-    snprintf(command, sizeof(command), "cp %s/*.json %s/*.safetensors %s/ && chmod u+w %s/*", MODEL, MODEL, folder, folder);
-    assert_int_equal(system(command), 0);
-    xl_weights *w;
-    assert_int_equal(xl_weights_open(&w, folder, NULL, NULL), XLSTM_OK);
-    const xl_tensor *t = xl_weights_find(w, tensor);
-    assert_non_null(t);
-    char path[256];
-    snprintf(path, sizeof(path), "%s/%s", folder, xl_weights_file(w, t->file));
-    int fd = open(path, O_WRONLY);
-    uint16_t nan = 0x7fc0;
-    assert_int_equal(pwrite(fd, &nan, 2, (off_t)(t->offset + 2 * element)), 2);
-    close(fd);
-    xl_weights_close(w);
-    return folder;
-}
-
-static void remove_folder(const char *folder)
-{
-    char command[128];
-    snprintf(command, sizeof(command), "rm -rf %s", folder);
-    assert_int_equal(system(command), 0);
-}
-
 static void test_nan_names_block_and_stage_and_poisons(void **state)
 {
     (void)state;
@@ -387,7 +354,7 @@ static void test_nan_names_block_and_stage_and_poisons(void **state)
         {"backbone.blocks.6.ffn.proj_down.weight", "norm_mlstm"},
     };
     for (size_t c = 0; c < XL_COUNT(cases); c++) {
-        char *folder = poisoned_copy(cases[c].tensor, 3);
+        char *folder = poisoned_copy(MODEL, cases[c].tensor, 3);
         for (int b = 0; b < 2; b++) {
             xlstm_model *m = open_model(folder, &(xlstm_model_options){.backend = b == 0 ? "reference" : "cpu"});
             xlstm_session *s = new_session(m);
@@ -417,7 +384,7 @@ static void test_nan_names_block_and_stage_and_poisons(void **state)
 static void test_one_poisoned_session_leaves_the_others_alone(void **state)
 {
     (void)state;
-    char *folder = poisoned_copy("backbone.embeddings.weight", 77 * 256);
+    char *folder = poisoned_copy(MODEL, "backbone.embeddings.weight", 77 * 256);
     xlstm_model *m = open_model(folder, NULL);
     xlstm_session *a = new_session(m), *b = new_session(m), *c = new_session(m);
     int32_t good[70], bad[70];
