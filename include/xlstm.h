@@ -195,6 +195,14 @@ typedef struct xlstm_tensor_info {
 XLSTM_API size_t xlstm_model_tensor_count(const xlstm_model *model);
 /* i < count, in file order. */
 XLSTM_API void xlstm_model_tensor(const xlstm_model *model, size_t i, xlstm_tensor_info *out);
+
+typedef struct xlstm_tensor_stats {
+    uint64_t count, nan, inf;
+    double min, max, mean, rms; /* over the finite values */
+} xlstm_tensor_stats;
+
+/* Reads every value of tensor i as stored. Takes as long as reading its bytes from disk. */
+XLSTM_API int xlstm_model_tensor_stats(xlstm_tensor_stats *out, xlstm_model *model, size_t i, xlstm_error *err);
 /* The wiring discovered from the tensors, as text with newlines; caller frees with xlstm_free. */
 XLSTM_API int xlstm_model_draw_wiring(char **out, const xlstm_model *model, bool unicode, xlstm_error *err);
 

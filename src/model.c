@@ -6,6 +6,7 @@
 
 #include "json.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 enum { MAX_ROWS_DEFAULT = 512, CONFIG_LIMIT = 4 << 20 };
@@ -513,6 +514,44 @@ void xlstm_model_tensor(const xlstm_model *model, size_t i, xlstm_tensor_info *o
                                .rank = t->rank,
                                .bytes = t->bytes};
     memcpy(out->shape, t->shape, sizeof(out->shape));
+}
+
+int xlstm_model_tensor_stats(xlstm_tensor_stats *out, xlstm_model *model, size_t i, xlstm_error *err)
+{
+    const xl_tensor *t = xl_weights_at(model->weights, i);
+    size_t n = 1, row = 1, row_bytes;
+    for (uint32_t a = 0; a < t->rank; a++) n *= t->shape[a];
+    if (t->rank > 0) row = t->shape[t->rank - 1];
+    *out = (xlstm_tensor_stats){.count = n, .min = INFINITY, .max = -INFINITY};
+    if (!xl_dtype_row_bytes(&row_bytes, t->dtype, row)) {
+        return xl_fail(err, XLSTM_E_UNSUPPORTED, "tensor %s: its values cannot be read", t->name);
+    }
+    float *values = xl_alloc(row * sizeof(float), err);
+    if (values == NULL) return XLSTM_E_MEMORY;
+    pthread_mutex_lock(&model->lock);
+    const void *bytes;
+    int result = xl_weights_data(&bytes, model->weights, t, err);
+    double sum = 0, squares = 0;
+    for (size_t r = 0; result == XLSTM_OK && r < n / XL_MAX(row, (size_t)1); r++) {
+        xl_decode_row(values, (const uint8_t *)bytes + r * row_bytes, t->dtype, row);
+        for (size_t k = 0; k < row; k++) {
+            double x = values[k];
+            if (!xl_is_finite(values[k])) {
+                *(isnan(x) ? &out->nan : &out->inf) += 1;
+                continue;
+            }
+            if (x < out->min) out->min = x;
+            if (x > out->max) out->max = x;
+            sum += x;
+            squares += x * x;
+        }
+    }
+    pthread_mutex_unlock(&model->lock);
+    xl_release(values);
+    double finite = (double)(n - out->nan - out->inf);
+    out->mean = finite > 0 ? sum / finite : 0;
+    out->rms = finite > 0 ? sqrt(squares / finite) : 0;
+    return result;
 }
 
 int xlstm_model_draw_wiring(char **out, const xlstm_model *model, bool unicode, xlstm_error *err)
