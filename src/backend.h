@@ -54,7 +54,7 @@ typedef enum xl_usage {
  * the blocks use block = num_blocks. */
 typedef enum xl_stage {
     XL_AT_NORM_MLSTM, /* sum of squares of the block's input */
-    XL_AT_GATES,      /* i, f or m' */
+    XL_AT_GATES,      /* i, f, m' or the denominator of h */
     XL_AT_MHNORM,     /* statistics over h */
     XL_AT_NORM_FFN,   /* sum of squares of the mid-block residual */
     XL_AT_OUT_NORM,

@@ -183,7 +183,7 @@ static bool enter(pass *p, uint32_t index)
 }
 
 static const char *const stage_names[XL_STAGES] = {
-    "norm_mlstm", "mlstm gates", "multihead_norm", "norm_ffn", "out_norm", "logits",
+    "norm_mlstm", "mlstm cell", "multihead_norm", "norm_ffn", "out_norm", "logits",
 };
 
 static int report_fault(const xlstm_model *m, uint32_t code, uint64_t position, size_t segment, size_t n,

@@ -348,7 +348,7 @@ static void test_nan_names_block_and_stage_and_poisons(void **state)
     static const struct {
         const char *tensor, *stage;
     } cases[] = {
-        {"backbone.blocks.7.mlstm_layer.igate_preact.weight", "mlstm gates"},
+        {"backbone.blocks.7.mlstm_layer.igate_preact.weight", "mlstm cell"},
         {"backbone.blocks.7.mlstm_layer.v.weight", "multihead_norm"},
         {"backbone.blocks.7.mlstm_layer.out_proj.weight", "norm_ffn"},
         {"backbone.blocks.6.ffn.proj_down.weight", "norm_mlstm"},

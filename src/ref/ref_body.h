@@ -425,6 +425,7 @@ static void cell_step(ref *r, const xl_mlstm *op, const head *a, REAL *m)
         }
     }
     REAL den = max_nan(FN(fabs)(qn), FN(exp)(-m_new)) + (REAL)op->eps;
+    if (!finite_real(den)) note_fault(r, a->row, op->fault); /* would divide h away to a finite 0 */
     for (size_t j = 0; j < dv; j++) a->h[j] = act(r, a->h[j] / den);
     *m = m_new;
 }
@@ -460,6 +461,7 @@ static void cell_chunk(ref *r, const xl_mlstm *op, const head *a, size_t L, REAL
             for (size_t j = 0; j < dv; j++) h[j] += p * a->v[s * dv + j];
         }
         REAL den = max_nan(FN(fabs)(qn), FN(exp)(-M)) + (REAL)op->eps;
+        if (!finite_real(den)) note_fault(r, a->row + t, op->fault);
         for (size_t j = 0; j < dv; j++) h[j] = act(r, h[j] / den);
     }
     /* the state after the piece; log_weight now holds the weights as seen from its end */
