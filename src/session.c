@@ -210,15 +210,17 @@ static int settle(pass *p, size_t n_segments, xlstm_error *err)
         const xl_run *run = &m->runs[r];
         uint32_t index = m->pass[run->row].segment;
         xlstm_segment *g = &p->segments[index];
+        /* The earliest operation is nearest to the origin: within a chunk, NaN can reach older tokens later on. */
+        uint32_t worst = UINT32_MAX;
         for (uint32_t row = run->row; row < run->row + run->count; row++) {
-            if (m->faults[row] == 0) continue;
-            g->session->poisoned = true;
-            g->session->has_logits = false;
-            g->status = report_fault(m, m->faults[row], run->position + (row - run->row), index, n_segments,
-                                     first == XLSTM_OK ? err : NULL);
-            if (first == XLSTM_OK) first = g->status;
-            break;
+            if (m->faults[row] != 0 && (worst == UINT32_MAX || m->faults[row] < m->faults[worst])) worst = row;
         }
+        if (worst == UINT32_MAX) continue;
+        g->session->poisoned = true;
+        g->session->has_logits = false;
+        g->status = report_fault(m, m->faults[worst], run->position + (worst - run->row), index, n_segments,
+                                 first == XLSTM_OK ? err : NULL);
+        if (first == XLSTM_OK) first = g->status;
     }
     for (uint32_t i = 0; i < p->batch.n_out; i++) {
         const xl_pass_row *row = &m->pass[m->out_rows[i]];

@@ -96,6 +96,7 @@ static void gates_task(void *arg, uint32_t piece, uint32_t worker)
             const float *q = seen(job, w->row, job->op->q->data + (row * NH + head) * dq, dq);
             kn->scale(w->row, q, q_scale, dq);
             c->gates.den[at] = max_nan(fabsf(kn->dot(w->row, n, dq)), expf(-m)) + job->op->eps;
+            if (!xl_is_finite(c->gates.den[at])) xl_cpu_fault(c, row, job->op->fault);
         }
         kn->save_state(n_at, n, s->n_dtype, dq);
     }
@@ -184,6 +185,7 @@ static void chunk_piece(const columns *a, size_t row, uint32_t L)
             memset(p + g + 1, 0, (end - g - 1) * sizeof *p);
             float qn = carry[g] * kn->dot(w->q + t * dq, n_start, (uint32_t)dq) + (sum + p[g]);
             den[t] = max_nan(fabsf(qn), expf(-m[g])) + op->eps;
+            if (!xl_is_finite(den[t])) xl_cpu_fault(c, row + g, op->fault);
             kn->scale(w->num + t * a->width, w->num + t * a->width, carry[g], a->width);
         }
         /* what the piece's own tokens say */
