@@ -318,6 +318,13 @@ static int read_config(char **text, const xlstm_model *m, const char *folder, xl
     return result;
 }
 
+/* What messages call the place that settings come from. */
+static const char *config_source(const xl_weights *w)
+{
+    if (xl_weights_config(w) == NULL) return "config.json";
+    return strcmp(xl_weights_format(w), "safetensors") == 0 ? "config.yaml" : xl_weights_format(w);
+}
+
 /* The folder that small files are looked for in: `path` itself, or where the weights file lies. */
 static char *folder_of(const char *path, xlstm_error *err)
 {
@@ -418,7 +425,7 @@ int xlstm_model_open(xlstm_model **out, const char *path, const xlstm_model_opti
     if ((result = xl_weights_open(&m->weights, path, &log, err)) != XLSTM_OK) goto fail;
     if ((result = xl_wiring_discover(&m->wiring, m->weights, &log, err)) != XLSTM_OK) goto fail;
     if ((result = read_config(&config, m, folder, err)) != XLSTM_OK) goto fail;
-    result = xl_config_resolve(&m->config, config, "config.json", &m->wiring, o, &log, err);
+    result = xl_config_resolve(&m->config, config, config_source(m->weights), &m->wiring, o, &log, err);
     if (result != XLSTM_OK) goto fail;
     if (m->config.tied) m->wiring.head = m->wiring.embedding;
     collect_facts(m, path);
