@@ -73,6 +73,16 @@ tally()
         END { print p + 0, f + 0, s + 0 }' "$2"
 }
 
+# What the failed tests of a log printed.
+failures()
+{
+    awk '/^ *[0-9]+: / { id = $1; sub(/:$/, "", id); if (!/\[ RUN|\[       OK/) text[id] = text[id] $0 "\n" }
+        / Test +#[0-9]+: .*\*\*\*/ && !/\*\*\*Skipped/ {
+            match($0, /#[0-9]+/); id = substr($0, RSTART + 1, RLENGTH - 1)
+            if (!shown[id]++) printf "%s\n%s", $0, text[id]
+        }' "$1" | tail -n 300
+}
+
 tests()
 {
     preset=$1
@@ -83,7 +93,7 @@ tests()
     grep -E '^ *[0-9]+/[0-9]+ Test' "$log/tests" | sed 's/^/     /'
     read -r p f s < <(tally "$preset" "$log/tests")
     if [ $status -ne 0 ]; then
-        grep -vE '\[ RUN|\[       OK|^test [0-9]+$|^ +Start ' "$log/tests" | tail -n 200
+        failures "$log/tests"
         if [ "$f" = 0 ]; then f=1; fi
     fi
     count "$p" "$f" "$s"
