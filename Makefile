@@ -3,7 +3,7 @@ CMAKE := $(or $(wildcard .venv/bin/cmake),cmake)
 NINJA := $(or $(wildcard .venv/bin/ninja),ninja)
 PREFIX ?= /usr/local
 DESTDIR ?=
-PROMPT ?= Once upon a time there was a little rabbit who
+PROMPT ?= One day Uncle Wiggily
 MODEL ?=
 FUZZ_SECONDS ?= 300
 # What compilers and linters look at. Headers of src/ are reached through the sources.
@@ -21,7 +21,8 @@ build-deps:
 	@tools/deps.sh build
 
 demo: all
-	@build/xlstm generate -p "$(PROMPT)" --max-tokens 200 --temperature 0.8 --seed 1 --stats
+	@build/xlstm generate -p "$(PROMPT)" --max-tokens 150 --temperature 0.7 --top-p 0.95 --seed 1 \
+		--stats
 
 check:
 	@tools/check.sh
