@@ -21,10 +21,15 @@
 #define ORACLE_FLOAT32 6e-5
 #define ORACLE_FLOAT64 2e-6
 #define SPLIT_FLOAT32 6e-5
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(__aarch64__) /* under qemu in make check */
+#define SLOW_BUILD true
+#else
+#define SLOW_BUILD false
+#endif
 #define STAGE_RELATIVE 3e-5 /* of the stage's largest value */
 
-static const char *const models[] = {"single",  "fused", "tied", "biased",   "biased-fused", "chunk16",
-                                     "chunk48", "odd",   "bf16", "deep",     "one-head",     "head48",
+static const char *const models[] = {"single",  "fused",  "tied",    "biased",  "biased-fused", "chunk16",
+                                     "chunk48", "odd",    "bf16",    "deep",    "one-head",     "head48",
                                      "head64",  "head96", "head256", "wide384", "caps"};
 
 typedef struct engine {
@@ -219,10 +224,11 @@ static void compare_stage(void *user, int block, const char *stage, const float 
         if (s->block != block || strcmp(s->name, stage) != 0) continue;
         double scale = 0;
         for (size_t j = 0; j < rows * width && width == s->width; j++) scale = fmax(scale, fabs(s->values[j]));
-        double off = width == s->width && rows == check->g->n_stage_ids ? difference(values, s->values, rows * width) : NAN;
+        double off =
+            width == s->width && rows == check->g->n_stage_ids ? difference(values, s->values, rows * width) : NAN;
         if (!(off <= STAGE_RELATIVE * scale)) {
-            snprintf(check->worst, sizeof check->worst, "block %d, %s [%zu][%zu]: off by %.3g, largest value %.3g", block,
-                     stage, rows, width, off, scale);
+            snprintf(check->worst, sizeof check->worst, "block %d, %s [%zu][%zu]: off by %.3g, largest value %.3g",
+                     block, stage, rows, width, off, scale);
         }
         check->compared++;
     }
@@ -298,6 +304,7 @@ static void test_perplexity(void **state)
         const json_t *entry = json_array_get(texts, i);
         size_t bytes = (size_t)json_integer_value(json_object_get(entry, "bytes"));
         char *text = NULL;
+        if (i > 0 && SLOW_BUILD) break; /* the first text is enough there */
         for (size_t f = 0; f < 3 && text == NULL; f++) {
             char path[256];
             snprintf(path, sizeof path, "%s/%s", folders[f], json_string_value(json_object_get(entry, "file")));
@@ -308,10 +315,16 @@ static void test_perplexity(void **state)
             continue;
         }
         xlstm_error err = {0};
-        int32_t *ids = NULL;
+        int32_t *encoded = NULL;
         size_t n = 0;
-        require(xlstm_tokenizer_encode(&ids, &n, tokenizer, text, bytes, XLSTM_ENCODE_SPECIAL, &err), &err);
-        assert_int_equal(n, json_integer_value(json_object_get(entry, "tokens")) + 1);
+        require(xlstm_tokenizer_encode(&encoded, &n, tokenizer, text, bytes, 0, &err), &err);
+        assert_int_equal(n, json_integer_value(json_object_get(entry, "tokens")));
+        int32_t *ids = malloc((n + 1) * sizeof *ids);
+        assert_non_null(ids);
+        memcpy(ids + 1, encoded, n * sizeof *ids);
+        ids[0] = xlstm_model_get_info(model)->bos_id;
+        xlstm_free(encoded);
+        n++;
         xlstm_session *session = open_session(model);
         size_t V = g.vocab_size, slab = 256;
         float *rows = malloc(slab * V * sizeof *rows);
@@ -322,12 +335,12 @@ static void test_perplexity(void **state)
             for (size_t t = 0; t < count; t++) sum += log_sum(rows + t * V, V) - rows[t * V + (size_t)ids[at + t + 1]];
         }
         double expected = json_real_value(json_object_get(entry, "nll"));
-        printf("%s: nll %.7f, transformers %.7f\n", json_string_value(json_object_get(entry, "file")), sum / (double)(n - 1),
-               expected);
+        printf("%s: nll %.7f, transformers %.7f\n", json_string_value(json_object_get(entry, "file")),
+               sum / (double)(n - 1), expected);
         assert_true(fabs(sum / (double)(n - 1) - expected) < 2e-5 * expected);
         free(rows);
         free(text);
-        xlstm_free(ids);
+        free(ids);
         xlstm_session_free(session);
         compared++;
     }

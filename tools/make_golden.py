@@ -2,7 +2,7 @@
 """Writes tests/golden/: small random checkpoints saved by Hugging Face transformers, with its float32 logits and
 greedy ids, the float64 logits of reference.py, and reference numbers for the model that ships.
 
-    python3 -m venv .venv && .venv/bin/pip install -r tools/requirements.txt
+    python3 -m venv .venv && .venv/bin/pip install -r tools/requirements-hf.txt
     .venv/bin/python tools/make_golden.py                       everything (a few minutes on two cores)
     .venv/bin/python tools/make_golden.py single fused          some models
     .venv/bin/python tools/make_golden.py --shipped MODEL --text FILE ...   numbers of the shipped model
@@ -285,8 +285,7 @@ def make_shipped(folder, texts):
         data = data[: data.rindex(b"\n") + 1]
         ids = encode(data.decode("utf-8"))
         mean, hits = hf.mean_nll(model, ids)
-        perplexity.append(dict(file=os.path.basename(path), bytes=len(data), tokens=len(ids) - 1, nll=mean,
-                               top1=hits, ids_crc32=zlib.crc32(np.array(ids, "<i4").tobytes())))
+        perplexity.append(dict(file=os.path.basename(path), bytes=len(data), tokens=len(ids) - 1, nll=mean, top1=hits))
         print(perplexity[-1], flush=True)
     writer.save(out, dict(format=1, model="shipped", **hf.versions(), vocab_size=oracle.V, prompts=prompts, stages=stages,
                           perplexity=perplexity))
