@@ -121,6 +121,26 @@ void buffer_free(buffer *b)
     *b = (buffer){0};
 }
 
+const char *fault_text(char out[FAULT_TEXT], const xlstm_fault *f)
+{
+    buffer b = {0};
+    buffer_addf(&b, "origin: token position %llu (id %d), ", (unsigned long long)f->position, f->token);
+    if (f->block >= 0)
+        buffer_addf(&b, "block %d, ", f->block);
+    buffer_addf(&b, "stage %s, ", f->stage);
+    if (f->head >= 0)
+        buffer_addf(&b, "head %d, ", f->head);
+    buffer_addf(&b, "channel %u: value %g", f->channel, (double)f->value);
+    if (f->input[0])
+        buffer_addf(&b, "; its input %s lies in %g .. %g with %llu non-finite values", f->input, (double)f->input_min,
+                    (double)f->input_max, (unsigned long long)f->input_nonfinite);
+    if (f->culprit[0])
+        buffer_addf(&b, "; the stored weight %s is not finite", f->culprit);
+    snprintf(out, FAULT_TEXT, "%s", b.data);
+    buffer_free(&b);
+    return out;
+}
+
 double now(void)
 {
     struct timespec t;

@@ -32,6 +32,10 @@ void buffer_addf(buffer *b, const char *format, ...) __attribute__((format(print
 void buffer_add_utf8(buffer *b, const char *text, size_t size);
 void buffer_free(buffer *b);
 
+/* "origin: token position 41 (id 77), block 3, stage v, head 2, channel 9: value nan; ..." */
+enum { FAULT_TEXT = 512 };
+const char *fault_text(char out[FAULT_TEXT], const xlstm_fault *fault);
+
 double now(void);                                 /* seconds, monotonic */
 const char *human_bytes(char out[32], uint64_t bytes); /* "14.8 MB" */
 const char *human_count(char out[32], uint64_t count); /* "10,485,760" */

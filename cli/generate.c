@@ -261,6 +261,17 @@ static int save_state(generation *g, sample *s, const xlstm_state *before)
     return status;
 }
 
+static void explain_sample(const batch *b, const sample *s)
+{
+    id_list ids = {0};
+    for (size_t i = 0; i < b->prompt->ids.n; i++)
+        ids_add(&ids, b->prompt->ids.ids[i]);
+    for (size_t i = 0; i < s->ids.n; i++)
+        ids_add(&ids, s->ids.ids[i]);
+    explain_fault(s->session, b->g->start, ids.ids, ids.n);
+    free(ids.ids);
+}
+
 static int generate_samples_for(batch *b, counters *c)
 {
     generation *g = b->g;
@@ -285,6 +296,8 @@ static int generate_samples_for(batch *b, counters *c)
             status = print_rest(b);
         else if (g->output != OUTPUT_JSON)
             output("\n", 1);
+        for (size_t i = 0; status == EXIT_RUNTIME && i < b->n; i++)
+            explain_sample(b, &b->samples[i]);
         if (status == EXIT_OK && o->state_out)
             status = save_state(g, &b->samples[0], before);
         if (status == EXIT_OK && stopped && !output_broken())
@@ -306,6 +319,8 @@ static int answer(generation *g, const prompt *p)
     int status = rewind_session(g);
     if (status == EXIT_OK)
         status = read_prompt(g, p, &c);
+    if (status == EXIT_RUNTIME)
+        explain_fault(g->session, g->start, p->ids.ids, p->ids.n);
     if (status == EXIT_OK) {
         batch b = {.g = g, .prompt = p, .n = (size_t)g->o->samples};
         b.samples = must(calloc(b.n, sizeof *b.samples));

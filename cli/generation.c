@@ -153,6 +153,23 @@ int read_ids(xlstm_session *session, const int32_t *ids, size_t n, counters *c, 
     return status;
 }
 
+void explain_fault(const xlstm_session *session, const xlstm_state *start, const int32_t *ids, size_t n)
+{
+    xlstm_state *none;
+    const int code = xlstm_state_snapshot(&none, session, NULL); /* refused just when the session is poisoned */
+    xlstm_state_free(none);
+    if (code != XLSTM_E_NONFINITE)
+        return;
+    xlstm_fault f;
+    xlstm_error err = {0};
+    if (xlstm_locate_fault(&f, xlstm_session_model(session), start, ids, n, &err))
+        fail_error(&err);
+    else if (f.found)
+        complain("%s", fault_text((char[FAULT_TEXT]){0}, &f));
+    else
+        complain("a replay of the %zu tokens met no non-finite value", n);
+}
+
 /* ---- one sample ------------------------------------------------------------------------------------------------- */
 
 int sample_start(sample *s, xlstm_session *session, xlstm_sampler *sampler, const xlstm_tokenizer *tokenizer,

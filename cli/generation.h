@@ -45,6 +45,11 @@ size_t tokens_to_border(const xlstm_session *session, int32_t next_id, size_t n,
  * that Ctrl-C is noticed between them. EXIT_OK, EXIT_INTERRUPTED without a message, or EXIT_RUNTIME after one.
  */
 int read_ids(xlstm_session *session, const int32_t *ids, size_t n, counters *c, const model_options *options);
+
+/* If the session is poisoned by a non-finite value: replays `ids` from `start` (NULL: fresh) and says on standard error
+ * where the value came from. */
+void explain_fault(const xlstm_session *session, const xlstm_state *start, const int32_t *ids, size_t n);
+
 typedef enum stop_reason {
     STOP_NONE, /* still running */
     STOP_LENGTH,

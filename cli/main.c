@@ -8,10 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-extern const command command_generate, command_chat, command_info, command_logits, command_tokenize;
+extern const command command_generate, command_chat, command_info, command_logits, command_tokenize,
+    command_perplexity, command_trace, command_diagnose;
 
 const command *const all_commands[] = {
-    &command_generate, &command_chat, &command_info, &command_logits, &command_tokenize, NULL,
+    &command_generate, &command_chat, &command_info, &command_logits, &command_tokenize, &command_perplexity,
+    &command_trace,    &command_diagnose, NULL,
 };
 
 int print_completion(const char *shell); /* complete.c */
