@@ -5,7 +5,7 @@ _xlstm()
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W 'generate chat info logits tokenize help --help --version' -- "$word"))
+        COMPREPLY=($(compgen -W 'generate chat info logits tokenize perplexity trace diagnose help --help --version' -- "$word"))
         return
     fi
     case $command:$before in
@@ -98,6 +98,53 @@ _xlstm()
     logits:--set) :; return ;;
     tokenize:--model | tokenize:-m) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
     tokenize:--prompt | tokenize:-p) :; return ;;
+    perplexity:--prompt | perplexity:-p) :; return ;;
+    perplexity:--prompt-file | perplexity:-f) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    perplexity:--prompt-ids) :; return ;;
+    perplexity:--tokens | perplexity:-n) :; return ;;
+    perplexity:--window | perplexity:-w) :; return ;;
+    perplexity:--stride) :; return ;;
+    perplexity:--kl-base) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    perplexity:--kl) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    perplexity:--state-in) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    perplexity:--model | perplexity:-m) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    perplexity:--dtype) :; return ;;
+    perplexity:--kernel-dtype) :; return ;;
+    perplexity:--state-dtype) :; return ;;
+    perplexity:--norm-reduction-float32) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
+    perplexity:--threads | perplexity:-t) :; return ;;
+    perplexity:--chunk-size) :; return ;;
+    perplexity:--backend) :; return ;;
+    perplexity:--cpu-mask) :; return ;;
+    perplexity:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
+    perplexity:--set) :; return ;;
+    trace:--prompt | trace:-p) :; return ;;
+    trace:--prompt-file | trace:-f) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    trace:--prompt-ids) :; return ;;
+    trace:--dump) :; return ;;
+    trace:--state-in) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    trace:--model | trace:-m) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    trace:--dtype) :; return ;;
+    trace:--kernel-dtype) :; return ;;
+    trace:--state-dtype) :; return ;;
+    trace:--norm-reduction-float32) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
+    trace:--threads | trace:-t) :; return ;;
+    trace:--chunk-size) :; return ;;
+    trace:--backend) :; return ;;
+    trace:--cpu-mask) :; return ;;
+    trace:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
+    trace:--set) :; return ;;
+    diagnose:--model | diagnose:-m) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    diagnose:--dtype) :; return ;;
+    diagnose:--kernel-dtype) :; return ;;
+    diagnose:--state-dtype) :; return ;;
+    diagnose:--norm-reduction-float32) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
+    diagnose:--threads | diagnose:-t) :; return ;;
+    diagnose:--chunk-size) :; return ;;
+    diagnose:--backend) :; return ;;
+    diagnose:--cpu-mask) :; return ;;
+    diagnose:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
+    diagnose:--set) :; return ;;
     esac
     case $command in
     generate) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --max-tokens --samples --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --output --no-echo --stats --info --show-wiring --wiring-style --interactive --state-in --state-out --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
@@ -105,6 +152,9 @@ _xlstm()
     info) COMPREPLY=($(compgen -W '--help --json --wiring --wiring-style --tensors --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     logits) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --all --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     tokenize) COMPREPLY=($(compgen -W '--help --model --prompt --decode --json --jsonl --special --literal --skip-special' -- "$word")) ;;
+    perplexity) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --tokens --window --stride --kl-base --kl --state-in --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    trace) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --json --dump --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    diagnose) COMPREPLY=($(compgen -W '--help --json --quick --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     esac
 }
 complete -F _xlstm xlstm

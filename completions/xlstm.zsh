@@ -8,6 +8,9 @@ _xlstm() {
         'info:show what a model is: sizes, numeric settings, tokens, wiring'
         'logits:print the logits after a prompt as JSON'
         'tokenize:turn text into token ids, or ids into text'
+        'perplexity:measure how well a model predicts a text, and compare models by KL divergence'
+        'trace:show the ranges of every stage of the forward pass, block by block'
+        'diagnose:check a doubtful checkpoint: files, weights, numerics, tokenizer'
     )
     if (( CURRENT == 2 )); then
         _describe command commands
@@ -162,6 +165,83 @@ _xlstm() {
             --special'[add the tokens the tokenizer puts around a text]' \
             --literal'[read special tokens spelled out in the text as plain text]' \
             --skip-special'[with --decode\: leave special tokens out]' \
+            '*:file:_files'
+        ;;
+    perplexity)
+        _arguments \
+            {-p,--prompt}'=[the text to read]:TEXT: ' \
+            {-f,--prompt-file}'=[read the text from a file, byte for byte]:FILE:_files' \
+            '*'--prompt-ids'=[token ids instead of text\: 1,2,3]:IDS: ' \
+            --escape'[interpret \n, \t, \xHH, \uHHHH and the like in --prompt and --stop]' \
+            {-n,--tokens}'=[use only the first N tokens of the text]:N: ' \
+            {-w,--window}'=[cut the text into windows of N tokens that each start fresh]:N: ' \
+            --stride'=[windows begin N tokens apart and count only what earlier ones did not]:N: ' \
+            --kl-base'=[write the logits there, to compare others with]:FILE:_files' \
+            --kl'=[compare with the logits that --kl-base wrote from the same text]:FILE:_files' \
+            --state-in'=[begin where a saved state stands]:FILE:_files' \
+            --json'[one JSON object]' \
+            {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
+            --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
+            --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \
+            --state-dtype'=[recurrent state\: float32, bfloat16 or int8]:TYPE: ' \
+            --norm-reduction-float32'=[compute all norms in float32]:norm-reduction-float32:(auto on off)' \
+            {-t,--threads}'=[threads to compute with]:N: ' \
+            --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
+            --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
+            --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
+            --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
+            --no-repack'[use the weights as they lie in the file]' \
+            '*'--set'=[override a key of config.json, or stand in for it]:KEY=VALUE: ' \
+            {-v,--verbose}'[more notes on standard error]' \
+            {-q,--quiet}'[no warnings and no progress on standard error]' \
+            '*:file:_files'
+        ;;
+    trace)
+        _arguments \
+            {-p,--prompt}'=[the text to read]:TEXT: ' \
+            {-f,--prompt-file}'=[read the text from a file, byte for byte]:FILE:_files' \
+            '*'--prompt-ids'=[token ids instead of text\: 1,2,3]:IDS: ' \
+            --escape'[interpret \n, \t, \xHH, \uHHHH and the like in --prompt and --stop]' \
+            --json'[a JSON list, one object for each block and stage]' \
+            --dump'=[also write each stage'\''s values there as BLOCK.STAGE.npy, float32 \[tokens, width\]]:FOLDER: ' \
+            --state-in'=[begin where a saved state stands]:FILE:_files' \
+            {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
+            --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
+            --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \
+            --state-dtype'=[recurrent state\: float32, bfloat16 or int8]:TYPE: ' \
+            --norm-reduction-float32'=[compute all norms in float32]:norm-reduction-float32:(auto on off)' \
+            {-t,--threads}'=[threads to compute with]:N: ' \
+            --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
+            --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
+            --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
+            --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
+            --no-repack'[use the weights as they lie in the file]' \
+            '*'--set'=[override a key of config.json, or stand in for it]:KEY=VALUE: ' \
+            {-v,--verbose}'[more notes on standard error]' \
+            {-q,--quiet}'[no warnings and no progress on standard error]' \
+            '*:file:_files'
+        ;;
+    diagnose)
+        _arguments \
+            --json'[a JSON list of verdicts]' \
+            --quick'[leave out what reads every byte of the files\: hashes and weight statistics]' \
+            {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
+            --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
+            --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \
+            --state-dtype'=[recurrent state\: float32, bfloat16 or int8]:TYPE: ' \
+            --norm-reduction-float32'=[compute all norms in float32]:norm-reduction-float32:(auto on off)' \
+            {-t,--threads}'=[threads to compute with]:N: ' \
+            --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
+            --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
+            --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
+            --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
+            --no-repack'[use the weights as they lie in the file]' \
+            '*'--set'=[override a key of config.json, or stand in for it]:KEY=VALUE: ' \
+            {-v,--verbose}'[more notes on standard error]' \
+            {-q,--quiet}'[no warnings and no progress on standard error]' \
             '*:file:_files'
         ;;
     esac
