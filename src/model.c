@@ -176,7 +176,8 @@ static int prepare(loading *l, xl_matrix **out, const xl_slice *slice, const xl_
     bool borrows = false;
     result = ops->matrix_new(m->backend, out, &borrows, t, bytes, slice->row0, slice->rows, hold, usage, l->err);
     if (result != XLSTM_OK) return result;
-    if (!borrows && (next == NULL || next->t != t)) xl_weights_drop(m->weights, t);
+    if (borrows) xl_weights_keep(m->weights, t); /* other slices of it may not be borrowed */
+    if (next == NULL || next->t != t) xl_weights_drop(m->weights, t);
     m->info.weight_bytes += ops->matrix_bytes(*out);
     l->done += t->bytes / XL_MAX(t->rank > 0 ? t->shape[0] : 1, 1u) * slice->rows;
     if (l->o->progress != NULL) l->o->progress(l->o->progress_user, "loading weights", XL_MIN(l->done, l->total), l->total);

@@ -265,9 +265,16 @@ void xl_weights_drop(xl_weights *w, const xl_tensor *t)
     const xl_tensor *own = xl_weights_find(w, t->name);
     if (own == NULL) return;
     xl_weights_cell *cell = &w->cells[own - w->tensors];
+    if (cell->kept) return;
     xl_release(cell->made);
     cell->made = NULL;
     if (w->make == NULL) xl_map_drop(&w->files[own->file].map, own->offset, own->bytes);
+}
+
+void xl_weights_keep(xl_weights *w, const xl_tensor *t)
+{
+    const xl_tensor *own = xl_weights_find(w, t->name);
+    if (own != NULL) w->cells[own - w->tensors].kept = true;
 }
 
 void xl_weights_want(xl_weights *w, const xl_tensor *t)

@@ -38,6 +38,8 @@ const char *xl_weights_file(const xl_weights *w, uint32_t file); /* base name */
 int xl_weights_data(const void **out, xl_weights *w, const xl_tensor *t, xlstm_error *err);
 /* Done with these bytes: their pages leave this process and the page cache (synthetic: freed). */
 void xl_weights_drop(xl_weights *w, const xl_tensor *t);
+/* Somebody goes on using the tensor's bytes: later drops of it do nothing. */
+void xl_weights_keep(xl_weights *w, const xl_tensor *t);
 /* Starts reading the tensor ahead. */
 void xl_weights_want(xl_weights *w, const xl_tensor *t);
 /* Settings that travel with the weights as the text of a config.json (GGUF keys, preset geometry); NULL if none. */

@@ -23,6 +23,7 @@ typedef struct xl_weights_source {
 /* Per tensor, parallel to tensors[]. */
 typedef struct xl_weights_cell {
     void *made; /* synthetic bytes or an aligned copy, owned; NULL until asked for */
+    bool kept;
 } xl_weights_cell;
 
 /* Makes the bytes of a synthetic tensor into out[t->bytes]. */

@@ -145,6 +145,14 @@ static void test_alignment(void **state)
     mk_put_safetensors(folder, "x.safetensors", list.t, list.n);
     xl_weights *w = open_good(in_folder("x.safetensors"));
     assert_same(w, &list);
+    const void *kept, *again; /* what is kept is not dropped */
+    const xl_tensor *b = xl_weights_find(w, "b");
+    assert_int_equal(xl_weights_data(&kept, w, b, &err), XLSTM_OK);
+    xl_weights_keep(w, b);
+    xl_weights_drop(w, b);
+    assert_int_equal(xl_weights_data(&again, w, b, &err), XLSTM_OK);
+    assert_ptr_equal(kept, again);
+    assert_memory_equal(again, mk_find(&list, "b")->data, b->bytes);
     xl_weights_close(w);
     w = open_good(folder); /* the only weight file of a folder is found */
     xl_weights_close(w);
