@@ -5,7 +5,7 @@ _xlstm()
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W 'generate chat info logits tokenize perplexity trace diagnose help --help --version' -- "$word"))
+        COMPREPLY=($(compgen -W 'generate chat info logits tokenize perplexity trace diagnose bench help --help --version' -- "$word"))
         return
     fi
     case $command:$before in
@@ -145,6 +145,23 @@ _xlstm()
     diagnose:--cpu-mask) :; return ;;
     diagnose:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     diagnose:--set) :; return ;;
+    bench:--preset) :; return ;;
+    bench:--type | bench:-t) :; return ;;
+    bench:--prompt-lengths) :; return ;;
+    bench:--batch | bench:-b) :; return ;;
+    bench:--repetitions | bench:-r) :; return ;;
+    bench:--tokens | bench:-n) :; return ;;
+    bench:--model | bench:-m) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    bench:--dtype) :; return ;;
+    bench:--kernel-dtype) :; return ;;
+    bench:--state-dtype) :; return ;;
+    bench:--norm-reduction-float32) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
+    bench:--threads | bench:-t) :; return ;;
+    bench:--chunk-size) :; return ;;
+    bench:--backend) :; return ;;
+    bench:--cpu-mask) :; return ;;
+    bench:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
+    bench:--set) :; return ;;
     esac
     case $command in
     generate) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --max-tokens --samples --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --output --no-echo --stats --info --show-wiring --wiring-style --interactive --state-in --state-out --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
@@ -155,6 +172,7 @@ _xlstm()
     perplexity) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --tokens --window --stride --kl-base --kl --state-in --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     trace) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --json --dump --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     diagnose) COMPREPLY=($(compgen -W '--help --json --quick --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    bench) COMPREPLY=($(compgen -W '--help --preset --type --prompt-lengths --batch --repetitions --tokens --no-prefill --no-decode --json --csv --md --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     esac
 }
 complete -F _xlstm xlstm

@@ -11,6 +11,7 @@ _xlstm() {
         'perplexity:measure how well a model predicts a text, and compare models by KL divergence'
         'trace:show the ranges of every stage of the forward pass, block by block'
         'diagnose:check a doubtful checkpoint: files, weights, numerics, tokenizer'
+        'bench:measure reading and decoding speed against this machine's limits'
     )
     if (( CURRENT == 2 )); then
         _describe command commands
@@ -227,6 +228,36 @@ _xlstm() {
         _arguments \
             --json'[a JSON list of verdicts]' \
             --quick'[leave out what reads every byte of the files\: hashes and weight statistics]' \
+            {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
+            --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
+            --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \
+            --state-dtype'=[recurrent state\: float32, bfloat16 or int8]:TYPE: ' \
+            --norm-reduction-float32'=[compute all norms in float32]:norm-reduction-float32:(auto on off)' \
+            {-t,--threads}'=[threads to compute with]:N: ' \
+            --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
+            --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
+            --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
+            --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
+            --no-repack'[use the weights as they lie in the file]' \
+            '*'--set'=[override a key of config.json, or stand in for it]:KEY=VALUE: ' \
+            {-v,--verbose}'[more notes on standard error]' \
+            {-q,--quiet}'[no warnings and no progress on standard error]' \
+            '*:file:_files'
+        ;;
+    bench)
+        _arguments \
+            --preset'=[random weights of a geometry, made in memory\: 7b, 1b, 410m, 125m]:NAME: ' \
+            '*'{-t,--type}'=[weight formats of a preset, one measurement each\: bf16, f32, f16, q8_0, q6_k, q5_k, q4_k, q4_0]:TYPE: ' \
+            '*'--prompt-lengths'=[tokens to read at once]:N,N: ' \
+            '*'{-b,--batch}'=[sequences decoded together]:N,N: ' \
+            {-r,--repetitions}'=[how often each is measured]:N: ' \
+            {-n,--tokens}'=[decode steps in one measurement]:N: ' \
+            --no-prefill'[leave out reading]' \
+            --no-decode'[leave out decoding]' \
+            --json'[one JSON object]' \
+            --csv'[comma-separated lines]' \
+            --md'[a Markdown table]' \
             {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
             --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
             --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \
