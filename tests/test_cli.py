@@ -543,8 +543,14 @@ class Terminal(Case):
         os.write(self.fd, data)
 
     def exit_status(self):
+        """After Ctrl-D or /quit. The line editor shows its prompt a moment before it listens, and a Ctrl-D that comes in
+        between is lost to it, so it is pressed again, as a person would."""
         end = time.time() + 60
+        pressed = time.time()
         while time.time() < end:
+            if time.time() > pressed + 2:
+                pressed = time.time()
+                self.send(b"\x04")
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 return os.waitstatus_to_exitcode(status)

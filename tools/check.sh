@@ -38,11 +38,14 @@ build()
     fi
 }
 
-# Reads a verbose ctest log. A cmocka program counts as the tests it reports, anything else as one; a line that starts
-# with "skip:" is a skipped part and its reason.
+# Reads a verbose ctest log. A program of cmocka or of Python's unittest counts as the tests it reports, anything else
+# as one; a line that starts with "skip:" is a skipped part and its reason.
 tally()
 {
     awk -v name="$1" -v skips="$log/skips" '
+        function number(text, key) {
+            return match(text, key "[0-9]+") ? substr(text, RSTART + length(key), RLENGTH - length(key)) : 0
+        }
         /^ *[0-9]+: / {
             id = $1; sub(/:$/, "", id)
             line = $0; sub(/^ *[0-9]+: ?/, "", line)
@@ -54,6 +57,12 @@ tally()
             }
             else if (line ~ /^\[  FAILED  \] [0-9]+ test\(s\), listed below/) {
                 split(line, word, " "); bad[id] = word[4]; cases[id] = 1
+            }
+            else if (line ~ /^Ran [0-9]+ tests? in /) { split(line, word, " "); ok[id] += word[2]; cases[id] = 1 }
+            else if (line ~ /^(FAILED|OK) \(.*\)$/) {
+                n = number(line, "failures=") + number(line, "errors="); bad[id] += n; ok[id] -= n
+                n = number(line, "skipped="); skip[id] += n; ok[id] -= n
+                if (n) why[id] = why[id] "\n" n " parts" (reason[id] ? ": " reason[id] : "")
             }
             else if (line ~ /^skip: /) { sub(/^skip: /, "", line); reason[id] = line; if (!cases[id]) loose[id]++ }
         }
