@@ -64,6 +64,6 @@ help:
 	@echo "make deps         install everything the above needs (apt), and Python packages for tests into .venv"
 	@echo "make format       clang-format over the C files"
 	@echo "make lint         clang-tidy, cppcheck, shellcheck"
-	@echo "make parity       MODEL=DIR: compare logits and text with Hugging Face transformers"
+	@echo "make parity       MODEL=DIR: compare every stage and greedy ids with Hugging Face transformers"
 	@echo "make fuzz         FUZZ_SECONDS=$(FUZZ_SECONDS) for each fuzz target"
 	@echo "make clean        remove the build folders"
