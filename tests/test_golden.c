@@ -30,7 +30,7 @@
 
 static const char *const models[] = {"single",  "fused",  "tied",    "biased",  "biased-fused", "chunk16",
                                      "chunk48", "odd",    "bf16",    "deep",    "one-head",     "head48",
-                                     "head64",  "head96", "head256", "wide384", "caps"};
+                                     "head64",  "head96", "head256", "wide384", "caps", "faint", "faint"};
 
 typedef struct engine {
     const char *backend;

@@ -42,7 +42,7 @@ MIN_LEAD = 0.01
 MAX_ERROR = 3e-5  # absolute, on logits
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 
-# name -> what differs from BASE. "storage", "shard", "tied", "stages" and "caps" are ours, the rest is config.json.
+# name -> what differs from BASE. "storage", "shard", "tied", "stages", "caps" and "faint" are ours, the rest is config.json.
 BASE = dict(vocab_size=211, hidden_size=64, num_hidden_layers=2, num_heads=4, ffn_proj_factor=2.667, chunk_size=64)
 MODELS = {
     "single": dict(vocab_size=257),
@@ -61,7 +61,8 @@ MODELS = {
     "head96": dict(num_heads=2, qk_dim_factor=3.0, v_dim_factor=6.0, num_hidden_layers=1, storage="bfloat16"),
     "head256": dict(hidden_size=32, num_heads=2, qk_dim_factor=16.0, v_dim_factor=32.0, storage="bfloat16"),
     "wide384": dict(hidden_size=384, num_hidden_layers=1, ffn_proj_factor=0.125, ffn_round_up_to_multiple_of=16, tied=True, storage="bfloat16"),
-    "caps": dict(caps=True),
+    "caps": dict(caps=True, storage="bfloat16"),
+    "faint": dict(faint=True, storage="bfloat16"),
 }
 
 
@@ -69,8 +70,11 @@ def seed_of(name):
     return zlib.crc32(name.encode())
 
 
-def draw(name, shape, D, rng, caps, tied):
-    """One tensor of the single layout."""
+def draw(name, shape, D, rng, kind, tied):
+    """One tensor of the single layout. kind "caps": gates far beyond the soft cap on both sides. "faint": what heads put
+    out is so small that norm_eps, and with it the cell's denominator, counts; in the first half of the heads because the
+    input gate is nearly closed (denominator exp(-m)), in the others because q, k and v are tiny (denominator |q.n| and eps).
+    """
 
     def normal(std):
         return rng.normal(0.0, std, shape)
@@ -79,11 +83,13 @@ def draw(name, shape, D, rng, caps, tied):
     if "norm" in name:
         return normal(0.2) if name.endswith("bias") else rng.uniform(0.5, 1.5, shape)
     if "igate" in name:
-        if caps:  # far beyond the soft cap on both sides
+        if kind == "faint" and name.endswith("bias"):
+            return np.repeat([-8.0, 50.0], shape[0] // 2)
+        if kind == "caps":
             return np.resize([50.0, -50.0], shape) if name.endswith("bias") else normal(2 * fan)
         return rng.uniform(-2.0, 1.0, shape) if name.endswith("bias") else normal(fan)
     if "fgate" in name:
-        if caps:
+        if kind == "caps":
             return np.resize([50.0, 50.0, -50.0, -50.0], shape) if name.endswith("bias") else normal(2 * fan)
         return np.linspace(1.0, 5.0, shape[0]) if name.endswith("bias") else normal(0.7 * fan)
     if name.endswith("bias"):
@@ -94,7 +100,10 @@ def draw(name, shape, D, rng, caps, tied):
         return normal(2.5 * fan)
     if "out_proj" in name or "proj_down" in name:
         return normal(0.7 * fan)
-    return normal(1.2 * fan)
+    value = normal(1.2 * fan)
+    if kind == "faint" and any(part in name for part in (".q.", ".k.", ".v.")):
+        value[shape[0] // 2 :] *= 1e-3 if ".v." in name else 3e-3
+    return value
 
 
 def fuse(tensors):
@@ -119,14 +128,15 @@ def build(name, folder):
     spec = {**BASE, **MODELS[name]}
     like = spec.pop("like", name)
     storage = getattr(torch, spec.pop("storage", "float32"))
-    shard, tied, caps = spec.pop("shard", "5GB"), spec.pop("tied", False), spec.pop("caps", False)
+    shard, tied = spec.pop("shard", "5GB"), spec.pop("tied", False)
+    kind = "caps" if spec.pop("caps", False) else "faint" if spec.pop("faint", False) else ""
     spec.pop("stages", None)
     config = xLSTMConfig(**spec, tie_word_embeddings=tied, eos_token_id=0)
 
     with torch.device("meta"), no_init_weights():  # shapes only
         shapes = {n: tuple(t.shape) for n, t in xLSTMForCausalLM(xLSTMConfig(**{**spec, "weight_mode": "single"})).state_dict().items()}
     rng = np.random.default_rng(seed_of(like))
-    drawn = {n: draw(n, shape, config.hidden_size, rng, caps, tied) for n, shape in shapes.items()}
+    drawn = {n: draw(n, shape, config.hidden_size, rng, kind, tied) for n, shape in shapes.items()}
     for n in drawn:  # keys lean towards their queries, as trained ones do; sums of random signs would be ill-conditioned
         if ".mlstm_layer.k." in n:
             drawn[n] = 0.7 * (drawn[n] + drawn[n.replace("layer.k.", "layer.q.")])
