@@ -15,10 +15,11 @@
 
 #include "cpu_vec.h"
 
-enum { PANEL = NV * VW };
+enum { PANEL = NV * VW, K_SPAN = 1024 };
 
-INLINE void tile_block(float *out, const uint8_t *w, const uint32_t *x, size_t K, int mr, int nv, bool first)
+INLINE void tile_block(float *out, const uint8_t *w, const void *packed, size_t K, int mr, int nv, bool first)
 {
+    const uint32_t *x = packed;
     __m512 sum[MR][NV];
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = _mm512_setzero_ps();
@@ -39,32 +40,18 @@ INLINE void tile_block(float *out, const uint8_t *w, const uint32_t *x, size_t K
 
 #define TILE_CASE(n) \
     case n: \
-        if (width == PANEL) \
-            tile_block(at, w, tile, span, n, NV, k == 0); \
+        if (wide) \
+            tile_block(at, w, tile, span, n, NV, first); \
         else \
-            tile_block(at, w, tile, span, n, 1, k == 0); \
+            tile_block(at, w, tile, span, n, 1, first); \
         break;
 
-static void product(float *out, const void *panel, uint32_t width, const void *x, uint32_t rows, size_t K)
+static void product(float *out, const xl_cpu_panels *panels, const void *x, uint32_t rows, size_t K)
 {
-    size_t padded = K + (K & 1);
-    uint32_t tiles = xl_cpu_tiles(rows, MR);
-    for (size_t k = 0; k < padded; k += XL_CPU_K_BLOCK) {
-        size_t span = XL_MIN(padded - k, (size_t)XL_CPU_K_BLOCK), row = 0;
-        const uint8_t *w = (const uint8_t *)panel + k * width * 2;
-        float *at = out;
-        for (uint32_t t = 0; t < tiles; t++) {
-            uint32_t n = xl_cpu_tile_rows(rows, MR, t);
-            const uint32_t *tile = (const uint32_t *)x + row * (padded / 2) + k / 2 * n;
-            switch (n) {
-                TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6)
-                TILE_CASE(7) TILE_CASE(8) TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12)
-            default: break;
-            }
-            row += n;
-            at += (size_t)n * PANEL;
-        }
-    }
+    size_t x_span = K + (K & 1);
+    WALK_TILES(2, 2, x_span, (size_t)K_SPAN,
+               TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6) TILE_CASE(7) TILE_CASE(8)
+               TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12))
 }
 
 const xl_cpu_product_fn xl_cpu_product_bf16_avx512bf16 = product;

@@ -4,6 +4,10 @@
  */
 #include "cpu_internal.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 /* ---- choice of kernels ------------------------------------------------------------------------------------------ */
 
 /* XLSTM_CPU_* bits of what this machine can run and this build holds. */
@@ -12,8 +16,9 @@ static uint32_t machine_features(void)
     uint32_t bits = XLSTM_CPU_SCALAR;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        bits |= XLSTM_CPU_AVX2;
+    uint32_t a, b, c = 0, d;
+    bool half = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && half) bits |= XLSTM_CPU_AVX2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
         bits |= XLSTM_CPU_AVX512;
@@ -91,7 +96,7 @@ static bool floats(float **out, size_t count, size_t each, xlstm_error *err)
 static bool worker_scratch(xl_cpu *c, xl_cpu_worker *w, xlstm_error *err)
 {
     size_t dq = c->o.head_qk, L = c->piece_max, T = XL_MIN(L, (size_t)XL_CPU_QUERY_TILE), W = c->columns;
-    size_t each = XL_MAX((size_t)c->kernels.panel, (size_t)XL_CPU_DOT_ROWS);
+    size_t each = XL_MAX((size_t)c->kernels.panel * XL_CPU_PANELS, (size_t)XL_CPU_DOT_ROWS);
     return floats(&w->sums, XL_CPU_MAX_ROWS, each, err) && floats(&w->q, T, dq, err) &&
            floats(&w->k_turned, dq, c->piece_row, err) && floats(&w->k_weighed, L, dq, err) &&
            floats(&w->p, T, c->piece_row, err) && floats(&w->log_weight, 1, c->piece_row, err) &&

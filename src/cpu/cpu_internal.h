@@ -43,7 +43,7 @@ struct xl_store {
 
 /* Scratch memory of one thread. */
 typedef struct xl_cpu_worker {
-    float *sums;   /* [MAX_ROWS][panel] */
+    float *sums;    /* [PANELS][MAX_ROWS][panel] */
     float *decoded; /* [widest row used in place in a block format] */
     /* mLSTM; L: tokens in the longest piece, T: min(L, QUERY_TILE), W: columns */
     float *q, *k_turned, *k_weighed; /* [T][dq], [dq][L_row], [L][dq] */

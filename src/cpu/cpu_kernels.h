@@ -8,8 +8,10 @@
 
 #include "../dtype.h"
 
-/* Products run over K in blocks of this many elements: each block is summed up by itself, then added to the total. */
-enum { XL_CPU_K_BLOCK = 256 };
+/* Products run over K in blocks of this many elements: each block is summed up by itself, then added to the total. That
+ * order is part of the result; how far a thread goes along K before it turns to the next tile (K_SPAN, a multiple) and
+ * how many panels it takes side by side (PANELS) only decide what stays in cache. */
+enum { XL_CPU_K_BLOCK = 256, XL_CPU_PANELS = 4 };
 
 /* How a product wants its activations. Rows are split evenly into tiles (xl_cpu_tile_rows); a tile of r rows is stored
  * K-major: r values of k = 0, r values of k = 1, ... */
@@ -20,9 +22,15 @@ typedef enum xl_cpu_pack {
     XL_CPU_PACKS
 } xl_cpu_pack;
 
-/* out [rows][panel] = x W^T for one panel of `width` weight rows (columns >= width are left alone). */
-typedef void (*xl_cpu_product_fn)(float *out, const void *panel, uint32_t width, const void *x, uint32_t rows,
-                                  size_t K);
+/* Neighbouring panels of a matrix: full ones, but the last may be narrower (one vector of rows). */
+typedef struct xl_cpu_panels {
+    const uint8_t *first;
+    size_t bytes; /* from one panel to the next */
+    uint32_t count, last_width;
+} xl_cpu_panels;
+
+/* out [count][rows][panel] = x W^T; columns from a narrow panel's width on are left alone. */
+typedef void (*xl_cpu_product_fn)(float *out, const xl_cpu_panels *w, const void *x, uint32_t rows, size_t K);
 typedef struct xl_cpu_product {
     xl_cpu_product_fn fn; /* NULL: this format has no panels here */
     xl_cpu_pack pack;

@@ -134,6 +134,7 @@ typedef struct linear_job {
     xl_cpu_pack pack;
     uint32_t start[9]; /* first piece of each product of the group */
     uint32_t chunks;   /* of at most MAX_ROWS rows */
+    uint32_t side;     /* panels a piece takes side by side */
 } linear_job;
 
 static uint32_t chunk_rows(const linear_job *job, uint32_t chunk)
@@ -156,17 +157,10 @@ static void pack_chunk_tile(void *arg, uint32_t piece, uint32_t worker)
 
 /* ---- products --------------------------------------------------------------------------------------------------- */
 
-/* Pieces of one product: (panel or group of rows) x (chunk of activation rows). */
-static uint32_t output_pieces(const xl_cpu *c, const xl_matrix *m)
+/* Weight rows of a piece: some panels side by side, or a few rows in place. */
+static size_t piece_rows(const linear_job *job, const xl_matrix *m)
 {
-    size_t each = m->panels ? c->kernels.panel : XL_CPU_DOT_ROWS;
-    return (uint32_t)((m->rows + each - 1) / each);
-}
-
-static xl_cpu_epilogue epilogue_of(const xl_cpu *c, const xl_linear *l, size_t first)
-{
-    return (xl_cpu_epilogue){l->bias ? l->bias->vector + first : NULL, l->add,
-                             l->wide ? XLSTM_F32 : c->o.activations};
+    return m->panels ? job->side * job->c->kernels.panel : XL_CPU_DOT_ROWS;
 }
 
 static void linear_piece(void *arg, uint32_t piece, uint32_t worker)
@@ -180,20 +174,26 @@ static void linear_piece(void *arg, uint32_t piece, uint32_t worker)
     const xl_matrix *m = l->weight;
     uint32_t chunk = (piece - job->start[at]) % job->chunks, part = (piece - job->start[at]) / job->chunks;
     uint32_t rows = chunk_rows(job, chunk), row = chunk * XL_CPU_MAX_ROWS;
-    size_t each = m->panels ? kn->panel : XL_CPU_DOT_ROWS, first = part * each, n = XL_MIN(m->rows - first, each);
+    size_t each = piece_rows(job, m), first = part * each, end = XL_MIN(m->rows, first + each), width = each;
     float *sums = c->workers[worker].sums;
     if (m->panels) {
-        m->product.fn(sums, m->panels + part * m->panel_bytes, xl_cpu_panel_width(c, m, part),
-                      c->packed[m->product.pack] + row * packed_row(m->product.pack, job->cols), rows, job->cols);
+        size_t p = first / kn->panel, last = (end - 1) / kn->panel;
+        xl_cpu_panels panels = {m->panels + p * m->panel_bytes, m->panel_bytes, (uint32_t)(last - p + 1),
+                                xl_cpu_panel_width(c, m, last)};
+        m->product.fn(sums, &panels, c->packed[m->product.pack] + row * packed_row(m->product.pack, job->cols), rows,
+                      job->cols);
+        width = kn->panel;
     } else {
-        each = kn->panel < XL_CPU_DOT_ROWS ? XL_CPU_DOT_ROWS : kn->panel;
-        for (size_t o = 0; o < n; o++)
-            kn->dots(sums + o, each, m->bytes + (first + o) * m->row_bytes, m->dtype, job->x + row * job->cols,
+        for (size_t o = first; o < end; o++)
+            kn->dots(sums + o - first, width, m->bytes + o * m->row_bytes, m->dtype, job->x + row * job->cols,
                      job->cols, rows, job->cols, c->workers[worker].decoded);
     }
-    xl_cpu_epilogue e = epilogue_of(c, l, first);
-    for (uint32_t r = 0; r < rows; r++)
-        kn->finish(l->out->data + (size_t)(row + r) * l->stride + l->column + first, sums + r * each, (uint32_t)n, &e);
+    for (; first < end; first += width, sums += rows * width) {
+        xl_cpu_epilogue e = {l->bias ? l->bias->vector + first : NULL, l->add, l->wide ? XLSTM_F32 : c->o.activations};
+        for (uint32_t r = 0; r < rows; r++)
+            kn->finish(l->out->data + (size_t)(row + r) * l->stride + l->column + first, sums + r * width,
+                       (uint32_t)XL_MIN(end - first, width), &e);
+    }
 }
 
 void xl_cpu_linear(xl_backend *be, const xl_linear *group, uint32_t n, const xl_buffer *x, bool out_rows)
@@ -203,10 +203,13 @@ void xl_cpu_linear(xl_backend *be, const xl_linear *group, uint32_t n, const xl_
                       .rows = out_rows ? c->batch->n_out : c->batch->rows};
     if (job.rows == 0) return;
     job.chunks = (job.rows + XL_CPU_MAX_ROWS - 1) / XL_CPU_MAX_ROWS;
+    /* a few rows: the finest pieces; many: activations are read once for several panels */
+    job.side = job.rows > 2 * c->kernels.tile ? XL_CPU_PANELS : 1;
     bool wanted[XL_CPU_PACKS] = {false};
     for (uint32_t i = 0; i < n; i++) {
         const xl_matrix *m = group[i].weight;
-        job.start[i + 1] = job.start[i] + output_pieces(c, m) * job.chunks;
+        size_t each = piece_rows(&job, m);
+        job.start[i + 1] = job.start[i] + (uint32_t)((m->rows + each - 1) / each) * job.chunks;
         if (m->panels) wanted[m->product.pack] = true;
     }
     uint32_t tiles = job.rows > XL_CPU_MAX_ROWS ? xl_cpu_tiles(XL_CPU_MAX_ROWS, c->kernels.tile) * job.chunks

@@ -2,20 +2,26 @@
  * cpu_product.h — matrix products of one instruction set, included once by its file after cpu_vec.h.
  *   NV   vectors in a full panel (panel = NV * VW weight rows)
  *   MR   most activation rows in a tile
+ *   K_SPAN   see cpu_kernels.h; may be left out
  * A panel holds its weight rows side by side, K-major, so that a decode step reads one contiguous stream and never adds
  * across lanes, and a prefill tile keeps MR x NV sums in registers:
  *   F32   [K][width]        F16   [K][width]        BF16   [K/2][width][2], odd K padded with a zero
  */
 #include "cpu_vec.h"
 
+#ifndef K_SPAN
+#define K_SPAN 512
+#endif
+
 enum { PANEL = NV * VW };
 
 /* Loads the weights of k and k + 1 (paired formats) or of k alone, and adds one tile's products. */
 typedef enum weight_kind { WEIGHT_F32, WEIGHT_F16, WEIGHT_BF16 } weight_kind;
 
-INLINE void tile_block(float *out, const uint8_t *w, const float *x, size_t K, int mr, int nv, weight_kind kind,
+INLINE void tile_block(float *out, const uint8_t *w, const void *packed, size_t K, int mr, int nv, weight_kind kind,
                        bool first)
 {
+    const float *x = packed;
     V sum[MR][NV];
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = (V){0};
@@ -55,56 +61,34 @@ INLINE void tile_block(float *out, const uint8_t *w, const float *x, size_t K, i
         }
 }
 
-/* One panel against all tiles. K blocks are outermost so that a block of the panel stays in cache for all tiles. */
 #define TILE_CASE(n) \
     case n: \
-        if (n <= MR) { \
-            if (wide) \
-                tile_block(at, w, tile, span, n <= MR ? n : MR, NV, kind, first); \
-            else \
-                tile_block(at, w, tile, span, n <= MR ? n : MR, 1, kind, first); \
-        } \
+        if (n <= MR && wide) tile_block(at, w, tile, span, n <= MR ? n : MR, NV, kind, first); \
+        if (n <= MR && !wide) tile_block(at, w, tile, span, n <= MR ? n : MR, 1, kind, first); \
         break;
+#define TILE_CASES \
+    TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6) TILE_CASE(7) TILE_CASE(8) \
+    TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12)
 
-INLINE void product(float *out, const void *panel, uint32_t width, const float *x, uint32_t rows, size_t K,
-                    weight_kind kind)
+INLINE void product(float *out, const xl_cpu_panels *panels, const void *x, uint32_t rows, size_t K, weight_kind kind)
 {
-    bool wide = width == PANEL;
-    size_t x_span = K + (K & 1), padded = kind == WEIGHT_BF16 ? x_span : K; /* pack_f32 pads for every format */
-    uint32_t tiles = xl_cpu_tiles(rows, MR);
-    for (size_t k = 0; k < padded; k += XL_CPU_K_BLOCK) {
-        size_t span = XL_MIN(padded - k, (size_t)XL_CPU_K_BLOCK);
-        const uint8_t *w = (const uint8_t *)panel + k * width * (kind == WEIGHT_F32 ? 4 : 2);
-        bool first = k == 0;
-        float *at = out;
-        size_t row = 0;
-        for (uint32_t t = 0; t < tiles; t++) {
-            uint32_t n = xl_cpu_tile_rows(rows, MR, t);
-            const float *tile = x + row * x_span + k * n;
-            switch (n) {
-                TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6)
-                TILE_CASE(7) TILE_CASE(8) TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12)
-            default: break;
-            }
-            row += n;
-            at += (size_t)n * PANEL;
-        }
-    }
+    size_t x_span = K + (K & 1); /* pack_f32 pads for every format */
+    WALK_TILES(4, kind == WEIGHT_F32 ? 4 : 2, kind == WEIGHT_BF16 ? x_span : K, (size_t)K_SPAN, TILE_CASES)
 }
 
-static void product_f32(float *out, const void *panel, uint32_t width, const void *x, uint32_t rows, size_t K)
+static void product_f32(float *out, const xl_cpu_panels *w, const void *x, uint32_t rows, size_t K)
 {
-    product(out, panel, width, x, rows, K, WEIGHT_F32);
+    product(out, w, x, rows, K, WEIGHT_F32);
 }
 
-static void product_f16(float *out, const void *panel, uint32_t width, const void *x, uint32_t rows, size_t K)
+static void product_f16(float *out, const xl_cpu_panels *w, const void *x, uint32_t rows, size_t K)
 {
-    product(out, panel, width, x, rows, K, WEIGHT_F16);
+    product(out, w, x, rows, K, WEIGHT_F16);
 }
 
-static void product_bf16(float *out, const void *panel, uint32_t width, const void *x, uint32_t rows, size_t K)
+static void product_bf16(float *out, const xl_cpu_panels *w, const void *x, uint32_t rows, size_t K)
 {
-    product(out, panel, width, x, rows, K, WEIGHT_BF16);
+    product(out, w, x, rows, K, WEIGHT_BF16);
 }
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */

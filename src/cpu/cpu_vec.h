@@ -161,4 +161,29 @@ INLINE V v_tanh(V x)
     return v_select(a < 0.625f, near, far);
 }
 
+/* ---- walking a product -------------------------------------------------------------------------------------------- */
+
+/* The loops of a product over K, tiles and panels. CASES handles one block of K for a tile of n rows: it finds `at`
+ * (sums), `w`, `tile` (activations), `span` (of K), `wide` (a full panel) and `first` (of K) defined. */
+#define WALK_TILES(x_bytes_per_k, w_bytes_per_k, padded, k_span, CASES) \
+    uint32_t tiles = xl_cpu_tiles(rows, MR); \
+    for (size_t from = 0; from < (padded); from += (k_span)) { \
+        size_t to = XL_MIN((padded), from + (k_span)), row = 0; \
+        for (uint32_t t = 0; t < tiles; t++) { \
+            uint32_t n = xl_cpu_tile_rows(rows, MR, t); \
+            for (uint32_t p = 0; p < panels->count; p++) { \
+                uint32_t width = p + 1 < panels->count ? PANEL : panels->last_width; \
+                float *at = out + ((size_t)p * rows + row) * PANEL; \
+                for (size_t k = from; k < to; k += XL_CPU_K_BLOCK) { \
+                    size_t span = XL_MIN(to - k, (size_t)XL_CPU_K_BLOCK); \
+                    const uint8_t *w = panels->first + p * panels->bytes + k * width * (w_bytes_per_k); \
+                    const void *tile = (const uint8_t *)x + (row * x_span + k * n) * (x_bytes_per_k); \
+                    bool wide = width == PANEL, first = k == 0; \
+                    switch (n) { CASES default: break; } \
+                } \
+            } \
+            row += n; \
+        } \
+    }
+
 #endif
