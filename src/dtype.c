@@ -96,8 +96,7 @@ uint16_t xl_f32_to_f16(float x)
 static uint16_t load16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
 static void store16(uint8_t *p, uint16_t v) { p[0] = (uint8_t)v; p[1] = (uint8_t)(v >> 8); }
 
-/* 6-bit scale and minimum of group g out of the 12 bytes of a K block. */
-static void get_scale_min(const uint8_t *s, int g, uint8_t *scale, uint8_t *min)
+void xl_dtype_k_scale(const uint8_t *s, int g, uint8_t *scale, uint8_t *min)
 {
     if (g < 4) {
         *scale = s[g] & 63;
@@ -129,7 +128,7 @@ static void decode_q45_k(float *out, const uint8_t *b, const uint8_t *high, cons
     float d = xl_f16_to_f32(load16(b)), dmin = xl_f16_to_f32(load16(b + 2));
     for (int g = 0; g < 8; g++) {
         uint8_t scale, min;
-        get_scale_min(b + 4, g, &scale, &min);
+        xl_dtype_k_scale(b + 4, g, &scale, &min);
         float step = d * (float)scale, offset = dmin * (float)min;
         const uint8_t *q = nibbles + g / 2 * 32;
         for (int i = 0; i < 32; i++) {

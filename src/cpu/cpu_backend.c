@@ -23,12 +23,25 @@ static uint32_t machine_features(void)
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
         bits |= XLSTM_CPU_AVX512;
         if (__builtin_cpu_supports("avx512bf16")) bits |= XLSTM_CPU_AVX512_BF16;
+        if (__builtin_cpu_supports("avx512vnni")) bits |= XLSTM_CPU_AVX512_VNNI;
     }
 #elif defined(__aarch64__)
     bits |= XLSTM_CPU_NEON;
 #endif
     return bits;
 }
+
+#if defined(__x86_64__)
+static void add_avx512_extras(xl_cpu *c, uint32_t allowed)
+{
+    bool bf16 = allowed & XLSTM_CPU_AVX512_BF16, vnni = allowed & XLSTM_CPU_AVX512_VNNI;
+    if (bf16)
+        c->kernels.product_bf16[XLSTM_BF16] = (xl_cpu_product){xl_cpu_product_bf16_avx512bf16, XL_CPU_PACK_BF16};
+    for (int d = 0; vnni && d < XLSTM_DTYPE_COUNT; d++)
+        if (xl_cpu_products_avx512vnni[d]) c->kernels.product[d].fn = xl_cpu_products_avx512vnni[d];
+    snprintf(c->features, sizeof c->features, "avx512%s%s", bf16 ? "-bf16" : "", vnni ? "-vnni" : "");
+}
+#endif
 
 static int choose_kernels(xl_cpu *c, xlstm_error *err)
 {
@@ -46,11 +59,7 @@ static int choose_kernels(xl_cpu *c, xlstm_error *err)
         c->kernels = *tables[i];
         snprintf(c->features, sizeof c->features, "%s", c->kernels.name);
 #if defined(__x86_64__)
-        if (c->kernels.bit == XLSTM_CPU_AVX512 && (allowed & XLSTM_CPU_AVX512_BF16)) {
-            c->kernels.product_bf16[XLSTM_BF16] =
-                (xl_cpu_product){xl_cpu_product_bf16_avx512bf16, XL_CPU_PACK_BF16};
-            snprintf(c->features, sizeof c->features, "avx512-bf16");
-        }
+        if (c->kernels.bit == XLSTM_CPU_AVX512) add_avx512_extras(c, allowed);
 #endif
         return XLSTM_OK;
     }
@@ -220,6 +229,10 @@ static int cpu_matrix_new(xl_backend *be, xl_matrix **out, bool *borrows, const 
     } else {
         result = xl_cpu_repack(c, m, first, t->dtype, m->row_bytes, err);
         if (result != XLSTM_OK) goto fail;
+        if ((usage & XL_USE_ROWS) && xl_dtype_get(m->dtype)->block > 1) { /* tied: rows are looked up in the file */
+            m->bytes = first;
+            *borrows = true;
+        }
     }
     if (usage & XL_USE_MATMUL) {
         result = xl_cpu_reserve(c, m, err);
@@ -385,10 +398,10 @@ static void embed_row(const row_job *job, size_t row)
     const xl_matrix *m = job->matrix;
     float *y = job->y + row * m->cols;
     size_t id = (size_t)job->c->batch->ids[row];
-    if (m->panels)
-        xl_cpu_panel_row(job->c, y, m, id);
-    else
+    if (m->bytes)
         xl_decode_row(y, m->bytes + id * m->row_bytes, m->dtype, m->cols);
+    else
+        xl_cpu_panel_row(job->c, y, m, id);
     if (m->lookup != XLSTM_DTYPE_DEFAULT) job->c->kernels.round(y, y, m->cols, m->lookup);
     job->c->kernels.round(y, y, m->cols, job->c->o.activations);
 }

@@ -23,7 +23,7 @@ struct xl_matrix {
     xlstm_dtype dtype; /* as held */
     size_t rows, cols;
     float *vector;         /* [rows], owned: rank 1; the rest is unused */
-    const uint8_t *bytes;  /* borrowed row-major rows, row_bytes each; NULL when repacked */
+    const uint8_t *bytes;  /* borrowed row-major rows, row_bytes each; NULL when only panels are used */
     size_t row_bytes;
     xlstm_dtype lookup;    /* borrowed rows are rounded to this when looked up; DEFAULT: not */
     uint8_t *panels;       /* owned */

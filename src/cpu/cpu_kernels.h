@@ -18,7 +18,8 @@ enum { XL_CPU_K_BLOCK = 256, XL_CPU_PANELS = 4 };
 typedef enum xl_cpu_pack {
     XL_CPU_PACK_F32,  /* [K][r] float32; odd K is padded with a zero */
     XL_CPU_PACK_BF16, /* [K/2][r][2] bfloat16; odd K is padded with a zero */
-    XL_CPU_PACK_Q8,   /* [K/32] x { [r] float32 scales, [r] float32 corrections, [8][r][4] int8 } */
+    XL_CPU_PACK_Q8,   /* int8 with a scale for 32: [K/32] x { float32 scale [r], scale times sum [r], int32 sum of the
+                         first 16 [r], of the last 16 [r], int8 [8][r][4] } */
     XL_CPU_PACKS
 } xl_cpu_pack;
 
@@ -69,10 +70,10 @@ typedef struct xl_cpu_step {
 
 typedef struct xl_cpu_kernels {
     const char *name;
-    uint32_t bit;    /* XLSTM_CPU_* */
-    uint32_t lanes;  /* floats in a vector: the width of a narrow panel */
-    uint32_t panel;  /* weight rows in a full panel */
-    uint32_t tile;   /* most rows of a packed tile */
+    uint32_t bit;   /* XLSTM_CPU_* */
+    uint32_t lanes; /* floats in a vector: the width of a narrow panel */
+    uint32_t panel; /* weight rows in a full panel */
+    uint32_t tile[XL_CPU_PACKS]; /* most rows of a packed tile */
     xl_cpu_product product[XLSTM_DTYPE_COUNT];      /* by weight format */
     xl_cpu_product product_bf16[XLSTM_DTYPE_COUNT]; /* the same when activations are bfloat16 */
 
@@ -117,6 +118,7 @@ extern const xl_cpu_kernels xl_cpu_kernels_generic;
 #if defined(__x86_64__)
 extern const xl_cpu_kernels xl_cpu_kernels_avx2, xl_cpu_kernels_avx512;
 extern const xl_cpu_product_fn xl_cpu_product_bf16_avx512bf16;
+extern const xl_cpu_product_fn xl_cpu_products_avx512vnni[XLSTM_DTYPE_COUNT];
 #elif defined(__aarch64__)
 extern const xl_cpu_kernels xl_cpu_kernels_neon;
 #endif

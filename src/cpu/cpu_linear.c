@@ -15,52 +15,99 @@ typedef struct repack_job {
     float *decoded; /* [threads][cols] when the format changes; NULL otherwise */
 } repack_job;
 
-/* Columns padded as the panels of this format are. */
-static size_t padded_cols(const xl_matrix *m) { return m->cols + (m->dtype == XLSTM_BF16 ? m->cols & 1 : 0); }
+/* Bytes of a weight row inside a panel. The K formats keep their 6-bit scales and minima as bytes there. */
+static size_t panel_row_bytes(const xl_matrix *m)
+{
+    const xl_dtype_traits *t = xl_dtype_get(m->dtype);
+    if (m->dtype == XLSTM_BF16) return (m->cols + (m->cols & 1)) * 2;
+    size_t block = t->block_bytes + (m->dtype == XLSTM_Q4_K || m->dtype == XLSTM_Q5_K ? 4u : 0u);
+    return m->cols / t->block * block;
+}
+
+/* Copies n items of `size` bytes of row r to their places in a panel: items of a row are `width` items apart. */
+static uint8_t *spread_items(uint8_t *panel, size_t width, size_t r, const uint8_t *in, size_t n, size_t size)
+{
+    for (size_t i = 0; i < n; i++) memcpy(panel + (i * width + r) * size, in + i * size, size);
+    return panel + n * width * size;
+}
+
+/* Row r of a panel from a row of ggml blocks; the layouts are described in cpu_quant.h. */
+static void place_blocks(uint8_t *panel, size_t width, size_t r, const uint8_t *in, const xl_matrix *m)
+{
+    const xl_dtype_traits *t = xl_dtype_get(m->dtype);
+    for (size_t k = 0; k < m->cols; k += t->block, in += t->block_bytes) {
+        uint8_t scratch[32];
+        switch (m->dtype) {
+        case XLSTM_Q8_0:
+            panel = spread_items(panel, width, r, in, 1, 2);
+            for (int i = 0; i < 32; i++) scratch[i] = in[2 + i] ^ 0x80;
+            panel = spread_items(panel, width, r, scratch, 8, 4);
+            break;
+        case XLSTM_Q4_0:
+            panel = spread_items(panel, width, r, in, 1, 2);
+            panel = spread_items(panel, width, r, in + 2, 4, 4);
+            break;
+        case XLSTM_Q6_K:
+            panel = spread_items(panel, width, r, in + 208, 1, 2);
+            panel = spread_items(panel, width, r, in + 192, 16, 1);
+            for (int half = 0; half < 2; half++) {
+                panel = spread_items(panel, width, r, in + 128 + 32 * half, 8, 4);
+                panel = spread_items(panel, width, r, in + 64 * half, 16, 4);
+            }
+            break;
+        default: /* Q4_K, Q5_K */
+            panel = spread_items(panel, width, r, in, 2, 2);
+            for (int g = 0; g < 8; g++) xl_dtype_k_scale(in + 4, g, &scratch[g], &scratch[8 + g]);
+            panel = spread_items(panel, width, r, scratch, 16, 1);
+            panel = spread_items(panel, width, r, in + 16, (t->block_bytes - 16) / 4, 4);
+        }
+    }
+}
+
+/* Row r of a panel from a plain row of the panel's own format. */
+static void place_plain(uint8_t *panel, size_t width, size_t r, const uint8_t *in, const xl_matrix *m)
+{
+    size_t K = m->cols;
+    if (m->dtype != XLSTM_BF16) {
+        spread_items(panel, width, r, in, K, m->dtype == XLSTM_F32 ? 4 : 2);
+        return;
+    }
+    panel = spread_items(panel, width, r, in, K / 2, 4);
+    if (K & 1) {
+        uint8_t last[4] = {in[2 * K - 2], in[2 * K - 1], 0, 0};
+        spread_items(panel, width, r, last, 1, 4);
+    }
+}
 
 static void repack_panel(void *arg, uint32_t p, uint32_t worker)
 {
     const repack_job *job = arg;
     const xl_matrix *m = job->m;
-    size_t first = (size_t)p * job->c->kernels.panel, width = xl_cpu_panel_width(job->c, m, p), K = m->cols;
+    size_t first = (size_t)p * job->c->kernels.panel, width = xl_cpu_panel_width(job->c, m, p);
     uint8_t *panel = m->panels + p * m->panel_bytes;
-    for (size_t r = 0; r < width; r++) {
-        if (first + r >= m->rows) { /* rows past the end are zeros */
-            for (size_t k = 0; k < padded_cols(m); k++) {
-                if (m->dtype == XLSTM_F32)
-                    memset(panel + (k * width + r) * 4, 0, 4);
-                else
-                    memset(panel + (m->dtype == XLSTM_F16 ? k * width + r : (k / 2 * width + r) * 2 + k % 2) * 2, 0, 2);
-            }
-            continue;
-        }
+    /* rows past the end are zeros */
+    if (first + width > m->rows) memset(panel, 0, panel_row_bytes(m) * width);
+    for (size_t r = 0; r < width && first + r < m->rows; r++) {
         const uint8_t *in = job->bytes + (first + r) * job->row_bytes;
         if (job->decoded) {
-            float *row = job->decoded + worker * K;
-            xl_decode_row(row, in, job->stored, K);
-            if (m->dtype != XLSTM_F32) xl_encode_row(row, row, m->dtype, K); /* narrower: in place, from the front */
+            float *row = job->decoded + worker * m->cols;
+            xl_decode_row(row, in, job->stored, m->cols);
+            if (m->dtype != XLSTM_F32) xl_encode_row(row, row, m->dtype, m->cols); /* narrower: in place, from the front */
             in = (const uint8_t *)row;
         }
-        if (m->dtype == XLSTM_F32) {
-            for (size_t k = 0; k < K; k++) memcpy(panel + (k * width + r) * 4, in + 4 * k, 4);
-        } else if (m->dtype == XLSTM_F16) {
-            for (size_t k = 0; k < K; k++) memcpy(panel + (k * width + r) * 2, in + 2 * k, 2);
-        } else {
-            for (size_t k = 0; k + 2 <= K; k += 2) memcpy(panel + (k / 2 * width + r) * 4, in + 2 * k, 4);
-            if (K & 1) {
-                uint8_t last[4] = {in[2 * K - 2], in[2 * K - 1], 0, 0};
-                memcpy(panel + (K / 2 * width + r) * 4, last, 4);
-            }
-        }
+        if (xl_dtype_get(m->dtype)->block > 1)
+            place_blocks(panel, width, r, in, m);
+        else
+            place_plain(panel, width, r, in, m);
     }
 }
 
 int xl_cpu_repack(xl_cpu *c, xl_matrix *m, const uint8_t *bytes, xlstm_dtype stored, size_t row_bytes,
                   xlstm_error *err)
 {
-    size_t panels = (m->rows + c->kernels.panel - 1) / c->kernels.panel, element = xl_dtype_get(m->dtype)->block_bytes;
-    m->panel_bytes = padded_cols(m) * c->kernels.panel * element;
-    size_t last = padded_cols(m) * xl_cpu_panel_width(c, m, panels - 1) * element;
+    size_t panels = (m->rows + c->kernels.panel - 1) / c->kernels.panel;
+    m->panel_bytes = panel_row_bytes(m) * c->kernels.panel;
+    size_t last = panel_row_bytes(m) * xl_cpu_panel_width(c, m, panels - 1);
     m->total_bytes = (panels - 1) * m->panel_bytes + last;
     m->panels = xl_alloc(m->total_bytes, err);
     if (!m->panels) return XLSTM_E_MEMORY;
@@ -102,7 +149,7 @@ void xl_cpu_panel_row(const xl_cpu *c, float *out, const xl_matrix *m, size_t ro
 static size_t packed_row(xl_cpu_pack pack, size_t cols)
 {
     size_t even = cols + (cols & 1);
-    return pack == XL_CPU_PACK_F32 ? even * 4 : pack == XL_CPU_PACK_BF16 ? even * 2 : cols / 32 * 40;
+    return pack == XL_CPU_PACK_F32 ? even * 4 : pack == XL_CPU_PACK_BF16 ? even * 2 : cols / 32 * 48;
 }
 
 int xl_cpu_reserve(xl_cpu *c, const xl_matrix *m, xlstm_error *err)
@@ -147,12 +194,12 @@ static void pack_chunk_tile(void *arg, uint32_t piece, uint32_t worker)
     (void)worker;
     const linear_job *job = arg;
     const xl_cpu_kernels *kn = &job->c->kernels;
-    uint32_t per_chunk = xl_cpu_tiles(XL_CPU_MAX_ROWS, kn->tile), chunk = piece / per_chunk, t = piece % per_chunk;
+    uint32_t most = kn->tile[job->pack], per_chunk = xl_cpu_tiles(XL_CPU_MAX_ROWS, most), chunk = piece / per_chunk, t = piece % per_chunk;
     uint32_t rows = chunk_rows(job, chunk), row = chunk * XL_CPU_MAX_ROWS;
-    if (t >= xl_cpu_tiles(rows, kn->tile)) return;
-    for (uint32_t i = 0; i < t; i++) row += xl_cpu_tile_rows(rows, kn->tile, i);
+    if (t >= xl_cpu_tiles(rows, most)) return;
+    for (uint32_t i = 0; i < t; i++) row += xl_cpu_tile_rows(rows, most, i);
     kn->pack[job->pack](job->c->packed[job->pack] + row * packed_row(job->pack, job->cols), job->x + row * job->cols,
-                        job->cols, xl_cpu_tile_rows(rows, kn->tile, t), job->cols);
+                        job->cols, xl_cpu_tile_rows(rows, most, t), job->cols);
 }
 
 /* ---- products --------------------------------------------------------------------------------------------------- */
@@ -204,7 +251,7 @@ void xl_cpu_linear(xl_backend *be, const xl_linear *group, uint32_t n, const xl_
     if (job.rows == 0) return;
     job.chunks = (job.rows + XL_CPU_MAX_ROWS - 1) / XL_CPU_MAX_ROWS;
     /* a few rows: the finest pieces; many: activations are read once for several panels */
-    job.side = job.rows > 2 * c->kernels.tile ? XL_CPU_PANELS : 1;
+    job.side = job.rows > 2 * c->kernels.tile[XL_CPU_PACK_F32] ? XL_CPU_PANELS : 1;
     bool wanted[XL_CPU_PACKS] = {false};
     for (uint32_t i = 0; i < n; i++) {
         const xl_matrix *m = group[i].weight;
@@ -212,11 +259,10 @@ void xl_cpu_linear(xl_backend *be, const xl_linear *group, uint32_t n, const xl_
         job.start[i + 1] = job.start[i] + (uint32_t)((m->rows + each - 1) / each) * job.chunks;
         if (m->panels) wanted[m->product.pack] = true;
     }
-    uint32_t tiles = job.rows > XL_CPU_MAX_ROWS ? xl_cpu_tiles(XL_CPU_MAX_ROWS, c->kernels.tile) * job.chunks
-                                                : xl_cpu_tiles(job.rows, c->kernels.tile);
     for (int p = 0; p < XL_CPU_PACKS; p++)
         if (wanted[p]) {
             job.pack = (xl_cpu_pack)p;
+            uint32_t tiles = xl_cpu_tiles(XL_MIN(job.rows, (uint32_t)XL_CPU_MAX_ROWS), c->kernels.tile[p]) * job.chunks;
             xl_pool_run(c->pool, tiles, pack_chunk_tile, &job);
         }
     xl_pool_run(c->pool, job.start[n], linear_piece, &job);
