@@ -6,6 +6,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 /* ---- choice of kernels ------------------------------------------------------------------------------------------ */
@@ -27,21 +30,46 @@ static uint32_t machine_features(void)
     }
 #elif defined(__aarch64__)
     bits |= XLSTM_CPU_NEON;
+#if defined(__linux__)
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) bits |= XLSTM_CPU_DOTPROD;
+#elif defined(__ARM_FEATURE_DOTPROD)
+    bits |= XLSTM_CPU_DOTPROD;
+#endif
 #endif
     return bits;
 }
 
-#if defined(__x86_64__)
-static void add_avx512_extras(xl_cpu *c, uint32_t allowed)
+/* Replaces block-format products of the chosen table by those of an extension. */
+static void add_products(xl_cpu *c, const xl_cpu_product_fn *products)
 {
-    bool bf16 = allowed & XLSTM_CPU_AVX512_BF16, vnni = allowed & XLSTM_CPU_AVX512_VNNI;
-    if (bf16)
-        c->kernels.product_bf16[XLSTM_BF16] = (xl_cpu_product){xl_cpu_product_bf16_avx512bf16, XL_CPU_PACK_BF16};
-    for (int d = 0; vnni && d < XLSTM_DTYPE_COUNT; d++)
-        if (xl_cpu_products_avx512vnni[d]) c->kernels.product[d].fn = xl_cpu_products_avx512vnni[d];
-    snprintf(c->features, sizeof c->features, "avx512%s%s", bf16 ? "-bf16" : "", vnni ? "-vnni" : "");
+    for (int d = 0; d < XLSTM_DTYPE_COUNT; d++)
+        if (products[d]) c->kernels.product[d].fn = products[d];
 }
+
+/* Extensions of the chosen table that have kernels of their own. */
+static void add_extensions(xl_cpu *c, uint32_t allowed)
+{
+    const char *names[2] = {"", ""};
+#if defined(__x86_64__)
+    if (c->kernels.bit == XLSTM_CPU_AVX512 && (allowed & XLSTM_CPU_AVX512_BF16)) {
+        c->kernels.product_bf16[XLSTM_BF16] = (xl_cpu_product){xl_cpu_product_bf16_avx512bf16, XL_CPU_PACK_BF16};
+        names[0] = "-bf16";
+    }
+    if (c->kernels.bit == XLSTM_CPU_AVX512 && (allowed & XLSTM_CPU_AVX512_VNNI)) {
+        add_products(c, xl_cpu_products_avx512vnni);
+        names[1] = "-vnni";
+    }
+#elif defined(__aarch64__)
+    if (c->kernels.bit == XLSTM_CPU_NEON && (allowed & XLSTM_CPU_DOTPROD)) {
+        add_products(c, xl_cpu_products_dotprod);
+        names[0] = "-dotprod";
+    }
+#else
+    (void)allowed;
+    (void)add_products;
 #endif
+    snprintf(c->features, sizeof c->features, "%s%s%s", c->kernels.name, names[0], names[1]);
+}
 
 static int choose_kernels(xl_cpu *c, xlstm_error *err)
 {
@@ -57,10 +85,7 @@ static int choose_kernels(xl_cpu *c, xlstm_error *err)
     for (size_t i = 0; i < XL_COUNT(tables); i++) {
         if (!(tables[i]->bit & allowed)) continue;
         c->kernels = *tables[i];
-        snprintf(c->features, sizeof c->features, "%s", c->kernels.name);
-#if defined(__x86_64__)
-        if (c->kernels.bit == XLSTM_CPU_AVX512) add_avx512_extras(c, allowed);
-#endif
+        add_extensions(c, allowed);
         return XLSTM_OK;
     }
     return xl_fail(err, XLSTM_E_UNSUPPORTED,

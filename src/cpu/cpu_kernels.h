@@ -121,6 +121,7 @@ extern const xl_cpu_product_fn xl_cpu_product_bf16_avx512bf16;
 extern const xl_cpu_product_fn xl_cpu_products_avx512vnni[XLSTM_DTYPE_COUNT];
 #elif defined(__aarch64__)
 extern const xl_cpu_kernels xl_cpu_kernels_neon;
+extern const xl_cpu_product_fn xl_cpu_products_dotprod[XLSTM_DTYPE_COUNT];
 #endif
 
 #endif
