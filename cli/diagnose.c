@@ -144,12 +144,8 @@ static void check_dtypes(examination *e)
         if (dtype)
             buffer_addf(&text, "%s%s %s", text.size ? ", " : "", groups[i][0], dtype);
     }
-    const char *embeddings = dtype_of_group(e, "embed"), *most = xlstm_dtype_name(e->info->stored_dtype);
     if (text.size)
         say(e, GOOD, "dtypes", "%s", text.data);
-    if (embeddings && strcmp(embeddings, most))
-        say(e, DOUBTFUL, "dtypes",
-            "the embeddings are %s but most weights %s: such a mixture often means a faulty conversion", embeddings, most);
     buffer_free(&text);
 }
 

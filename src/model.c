@@ -296,6 +296,15 @@ static void collect_facts(xlstm_model *m, const char *path)
     count_parameters(m);
 }
 
+/* The mark of a faulty conversion: embeddings in another number format than the rest. */
+static void compare_embedding_dtype(const xlstm_model *m, const xl_log *log)
+{
+    xlstm_dtype embedding = m->wiring.embedding->dtype, rest = m->info.stored_dtype;
+    if (embedding == rest || !is_float(embedding) || !is_float(rest)) return;
+    xl_logf(log, XLSTM_LOG_WARNING, "%s is %s but most weights are %s; such a mixture often means a faulty conversion",
+            m->wiring.embedding->name, xlstm_dtype_name(embedding), xlstm_dtype_name(rest));
+}
+
 /* ---- open and free ---------------------------------------------------------------------------------------------- */
 
 /* Text of config.json: beside the weights, or inside them; *text NULL if there is none. Freed by the caller. */
@@ -430,6 +439,7 @@ int xlstm_model_open(xlstm_model **out, const char *path, const xlstm_model_opti
     if (result != XLSTM_OK) goto fail;
     if (m->config.tied) m->wiring.head = m->wiring.embedding;
     collect_facts(m, path);
+    compare_embedding_dtype(m, &log);
     open_tokenizer(m, folder, &log);
     resolve_vocabulary(m, o, folder, &log);
     if (o->headers_only) {
