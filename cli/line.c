@@ -9,6 +9,8 @@
 #include <histedit.h>
 #include <limits.h>
 #include <locale.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -33,15 +35,24 @@ struct line_reader {
 
 /* ---- keys ------------------------------------------------------------------------------------------------------- */
 
-/* One byte from the terminal: 1, 0 at the end, -1 on error or Ctrl-C. */
+/* One byte from the terminal: 1, 0 at the end, -1 on error or Ctrl-C. Ctrl-C is let in only while waiting, so that one
+ * that comes just before is not slept through. */
 static int read_byte(line_reader *r, unsigned char *byte)
 {
-    ssize_t n;
-    do
-        n = read(STDIN_FILENO, byte, 1);
-    while (n < 0 && errno == EINTR && !interrupted());
-    if (n < 0 && errno == EINTR)
-        r->was_interrupted = true;
+    sigset_t blocked, before;
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGINT);
+    sigprocmask(SIG_BLOCK, &blocked, &before);
+    struct pollfd wait = {.fd = STDIN_FILENO, .events = POLLIN};
+    int ready = 0;
+    while (!interrupted() && ready <= 0) {
+        ready = ppoll(&wait, 1, NULL, &before);
+        if (ready < 0 && errno != EINTR)
+            break;
+    }
+    r->was_interrupted = interrupted();
+    ssize_t n = ready > 0 && !r->was_interrupted ? read(STDIN_FILENO, byte, 1) : -1;
+    sigprocmask(SIG_SETMASK, &before, NULL);
     return (int)n;
 }
 
@@ -182,7 +193,7 @@ static line_result read_terminal(buffer *out, line_reader *r, const char *prompt
     int n = 0;
     const char *line = el_gets(r->edit, &n);
     fputs("\033[?2004l", stdout);
-    if (r->was_interrupted || (!line && interrupted())) {
+    if (r->was_interrupted) {
         interrupt_clear();
         el_reset(r->edit);
         fputs("^C\n", stdout);

@@ -481,6 +481,15 @@ XLSTM_API int xlstm_stream_finish(const char **text, size_t *size, xlstm_stream 
 /* The tokenizer found beside the model (or inside the GGUF file); NULL if there is none. Borrowed from the model. */
 XLSTM_API const xlstm_tokenizer *xlstm_model_tokenizer(const xlstm_model *model);
 
+/* ---- chat templates --------------------------------------------------------------------------------------------- */
+
+/* Renders a chat template: the subset of Jinja that models use, with the settings of Hugging Face. `variables` is the
+ * text of a JSON object: "messages" (a list of {"role": .., "content": ..}), "add_generation_prompt", "bos_token",
+ * "tools", ... *text is freed with xlstm_free. XLSTM_E_UNSUPPORTED names line and construct; XLSTM_E_ARGUMENT passes on
+ * what the template itself refuses. */
+XLSTM_API int xlstm_chat_render(char **text, size_t *size, const char *source, const char *variables,
+                                size_t variables_size, xlstm_error *err);
+
 /* ---- sampler ---------------------------------------------------------------------------------------------------- */
 
 typedef struct xlstm_sampler xlstm_sampler;

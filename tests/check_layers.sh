@@ -12,7 +12,7 @@ layer_of()
     dtype* | weights* | gguf*) echo 1 ;;
     backend* | ref/* | cpu/* | cuda/*) echo 2 ;;
     wiring* | config* | model* | forward*) echo 3 ;;
-    session* | state* | prefix_cache* | locate* | tokenizer* | unicode* | sampler*) echo 4 ;;
+    session* | state* | prefix_cache* | locate* | tokenizer* | unicode* | sampler* | chat_template*) echo 4 ;;
     *) echo none ;;
     esac
 }
