@@ -157,7 +157,7 @@ static void need(xl_render *r, const char *text)
 {
     char expected[32];
     if (!take(r, text) && !r->failed) {
-        snprintf(expected, sizeof expected, "%s", text);
+        snprintf(expected, sizeof expected, "\"%s\"", text);
         syntax_error(r, expected);
     }
 }
@@ -211,7 +211,6 @@ static bool deeper(xl_render *r)
 }
 
 static xl_node *parse_expression(xl_render *r);
-static xl_node *parse_unary(xl_render *r);
 
 /* ---- expressions, loosest binding last -------------------------------------------------------------------------- */
 
@@ -221,7 +220,7 @@ static void add_utf8(xl_text *t, unsigned code)
     size_t n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
     for (size_t i = n - 1; i > 0; i--, code >>= 6)
         bytes[i] = (char)(0x80 | (code & 0x3f));
-    bytes[0] = n == 1 ? (char)code : (char)(0xf00u >> n | code);
+    bytes[0] = (char)(n == 1 ? code : 0xf00u >> n | code);
     xl_text_add(t, bytes, n);
 }
 
@@ -417,8 +416,8 @@ static xl_node *parse_subscript(xl_render *r, xl_node *object)
     return item;
 }
 
-/* Attributes, subscripts, calls, filters. */
-static xl_node *parse_postfix(xl_render *r, xl_node *n, bool with_filters)
+/* Attributes, subscripts, calls. */
+static xl_node *parse_postfix(xl_render *r, xl_node *n)
 {
     while (!r->failed && !at_tag_end(r)) {
         if (take(r, ".")) {
@@ -434,13 +433,6 @@ static xl_node *parse_postfix(xl_render *r, xl_node *n, bool with_filters)
             call->a = n;
             parse_arguments(r, &call->list);
             n = call;
-        } else if (with_filters && take(r, "|")) {
-            xl_node *filter = node_new(r, XL_NODE_FILTER);
-            filter->a = n;
-            filter->name = need_name(r);
-            if (take(r, "("))
-                parse_arguments(r, &filter->list);
-            n = filter;
         } else {
             break;
         }
@@ -448,42 +440,71 @@ static xl_node *parse_postfix(xl_render *r, xl_node *n, bool with_filters)
     return n;
 }
 
-/* "is [not] name", with arguments in brackets or one bare argument. */
-static xl_node *parse_tests(xl_render *r, xl_node *n)
+/* A test's argument may stand without brackets, unless it is a word that goes on with the expression. */
+static bool at_bare_argument(xl_render *r)
 {
-    while (take(r, "is")) {
-        bool negated = take(r, "not");
-        xl_node *test = node_new(r, XL_NODE_TEST);
-        test->a = n;
-        test->name = need_name(r);
-        if (take(r, "(")) {
-            parse_arguments(r, &test->list);
-        } else if (!r->failed && !at_tag_end(r) &&
-                   (isdigit((unsigned char)*r->at) || *r->at == '"' || *r->at == '\'' || *r->at == '[')) {
-            test->list = node_new(r, XL_NODE_ARGUMENT);
-            test->list->a = parse_postfix(r, parse_primary(r), false);
-        }
-        n = test;
-        if (negated) {
-            n = node_new(r, XL_NODE_NOT);
-            n->a = test;
-        }
+    static const char *const words[] = {"and", "or", "else", "if", "in", "is", "not"};
+    if (r->failed || at_tag_end(r))
+        return false;
+    for (size_t i = 0; i < XL_COUNT(words); i++) {
+        size_t n = strlen(words[i]);
+        if (starts(r, words[i]) && (r->at + n == r->end || !is_word(r->at[n])))
+            return false;
     }
-    return n;
+    return is_word(*r->at) || strchr("\"'[{", *r->at);
 }
 
-static xl_node *parse_unary(xl_render *r)
+/* "is [not] name", with arguments in brackets or one bare argument. `is` has been taken. */
+static xl_node *parse_test(xl_render *r, xl_node *n)
+{
+    bool negated = take(r, "not");
+    xl_node *test = node_new(r, XL_NODE_TEST);
+    test->a = n;
+    test->name = need_name(r);
+    if (take(r, "(")) {
+        parse_arguments(r, &test->list);
+    } else if (at_bare_argument(r)) {
+        test->list = node_new(r, XL_NODE_ARGUMENT);
+        test->list->a = parse_postfix(r, parse_primary(r));
+    }
+    if (!negated)
+        return test;
+    xl_node *not = node_new(r, XL_NODE_NOT);
+    not->a = test;
+    return not;
+}
+
+static xl_node *parse_filter(xl_render *r, xl_node *n)
+{
+    xl_node *filter = node_new(r, XL_NODE_FILTER);
+    filter->a = n;
+    filter->name = need_name(r);
+    if (take(r, "("))
+        parse_arguments(r, &filter->list);
+    return filter;
+}
+
+/* Filters and tests apply to a whole signed operand: -3|abs is 3. */
+static xl_node *parse_unary(xl_render *r, bool outermost)
 {
     xl_node *n;
     if (!deeper(r))
         return &r->spare;
     if (take(r, "-")) {
         n = node_new(r, XL_NODE_NEGATIVE);
-        n->a = parse_unary(r);
+        n->a = parse_unary(r, false);
     } else if (take(r, "+")) {
-        n = parse_unary(r);
+        n = parse_unary(r, false);
     } else {
-        n = parse_tests(r, parse_postfix(r, parse_primary(r), true));
+        n = parse_postfix(r, parse_primary(r));
+    }
+    while (outermost && !r->failed) {
+        if (take(r, "|"))
+            n = parse_filter(r, n);
+        else if (take(r, "is"))
+            n = parse_test(r, n);
+        else
+            break;
     }
     r->depth--;
     return n;
@@ -497,12 +518,12 @@ typedef struct operator_row {
 static xl_node *parse_binary(xl_render *r, int level)
 {
     static const operator_row levels[][5] = {
-        {{"~", XL_OP_CONCAT}},
         {{"+", XL_OP_ADD}, {"-", XL_OP_SUBTRACT}},
+        {{"~", XL_OP_CONCAT}},
         {{"*", XL_OP_MULTIPLY}, {"//", XL_OP_FLOOR_DIVIDE}, {"/", XL_OP_DIVIDE}, {"%", XL_OP_MODULO}},
     };
     if (level == (int)XL_COUNT(levels))
-        return parse_unary(r);
+        return parse_unary(r, true);
     xl_node *n = parse_binary(r, level + 1);
     for (;;) {
         const operator_row *row = levels[level];
@@ -845,9 +866,10 @@ static xl_node *parse_body(xl_render *r, const char *const *ends, const char **e
         char tag;
         append(&tail, parse_text(r, &tag));
         if (tag == 0) {
+            while (ends && ends[1])
+                ends++;
             if (ends)
-                xl_chat_fail(r, line_of(r, r->at), XLSTM_E_FORMAT, "it ends where %s is missing",
-                             ends[1] ? ends[1] : ends[0]);
+                xl_chat_fail(r, line_of(r, r->at), XLSTM_E_FORMAT, "it ends where %s is missing", ends[0]);
             break;
         }
         if (tag == '#') {
