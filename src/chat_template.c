@@ -11,7 +11,7 @@
 enum { MAX_DEPTH = 150 };
 static const size_t MAX_SOURCE = (size_t)1 << 20;
 static const size_t MAX_BYTES = (size_t)256 << 20;
-static const uint64_t MAX_STEPS = 20000000;
+static const uint64_t MAX_STEPS = 5000000;
 
 /* ---- memory and errors ------------------------------------------------------------------------------------------ */
 
