@@ -4,6 +4,7 @@
  */
 #include "generation.h"
 #include "line.h"
+#include "turns.h"
 
 #include <stdarg.h>
 #include <stdlib.h>
@@ -13,7 +14,7 @@ typedef struct chat_options {
     sampling_options sampling;
     model_options model;
     uint64_t max_tokens;
-    const char *system, *user_prefix, *assistant_prefix, *state_in;
+    const char *system, *chat_template, *user_prefix, *assistant_prefix, *state_in;
     bool escape, no_history, stats;
 } chat_options;
 
@@ -21,9 +22,12 @@ typedef struct chat_options {
 static const option_row rows[] = {
     {"max-tokens", 0, OPTION_COUNT, FIELD(max_tokens), "N", "end an answer after N tokens", "500", NULL, 1, 0},
     {"system", 's', OPTION_TEXT, FIELD(system), "TEXT", "what the model is told before the first turn", NULL, NULL, 0, 0},
-    {"user-prefix", 0, OPTION_TEXT, FIELD(user_prefix), "TEXT", "what stands before your words", "User: ", NULL, 0, 0},
-    {"assistant-prefix", 0, OPTION_TEXT, FIELD(assistant_prefix), "TEXT", "what stands before the answer", "Assistant:",
-     NULL, 0, 0},
+    {"chat-template", 0, OPTION_TEXT, FIELD(chat_template), "FILE",
+     "a template (Jinja) for the turns, or plain for none; the model's own if it has one", "auto", NULL, 0, 0},
+    {"user-prefix", 0, OPTION_TEXT, FIELD(user_prefix), "TEXT", "what stands before your words without a template",
+     "User: ", NULL, 0, 0},
+    {"assistant-prefix", 0, OPTION_TEXT, FIELD(assistant_prefix), "TEXT",
+     "what stands before the answer without a template", "Assistant:", NULL, 0, 0},
     {"state-in", 0, OPTION_TEXT, FIELD(state_in), "FILE", "go on with a saved conversation", NULL, NULL, 0, 0},
     {"escape", 0, OPTION_FLAG, FIELD(escape), NULL, "interpret \\n and the like in the texts above and in --stop", NULL,
      NULL, 0, 0},
@@ -55,6 +59,7 @@ typedef struct chat {
     sampling_options sampling;
     xlstm_model *model;
     const xlstm_tokenizer *tokenizer;
+    turn_style style;
     line_reader *reader;
     conversation *conversations;
     size_t n, current;
@@ -128,18 +133,6 @@ static size_t find_conversation(const chat *c, const char *name)
 }
 
 /* ---- a turn ----------------------------------------------------------------------------------------------------- */
-
-/* What the model reads for this turn: what is between the last answer and the next one. */
-static void compose(buffer *out, const chat *c, const conversation *v, const char *words)
-{
-    const chat_options *o = c->o;
-    buffer_add(out, "", 0);
-    if (v->n_turns > 0)
-        buffer_add(out, "\n", 1);
-    else if (o->system && *o->system)
-        buffer_addf(out, "%s\n", o->system);
-    buffer_addf(out, "%s%s\n%s", o->user_prefix, words, o->assistant_prefix);
-}
 
 typedef struct display {
     size_t printed;
@@ -220,9 +213,11 @@ static void say(chat *c, const char *words)
     id_list ids = {0};
     xlstm_error err = {0};
     turn t = {.history = v->history.n, .count = v->n_turns, .words = must(strdup(words))};
-    compose(&text, c, v, words);
-    if (xlstm_tokenizer_encode(&encoded, &ids.n, c->tokenizer, text.data, text.size, 0, &err) ||
-        xlstm_state_snapshot(&t.before, v->session, &err)) {
+    if (turn_text(&text, &c->style, words, v->n_turns == 0)) {
+        c->failed = true;
+        turn_free(&t);
+    } else if (xlstm_tokenizer_encode(&encoded, &ids.n, c->tokenizer, text.data, text.size, 0, &err) ||
+               xlstm_state_snapshot(&t.before, v->session, &err)) {
         chat_failed(c, &err);
         turn_free(&t);
     } else {
@@ -468,19 +463,23 @@ static char *text_option(const char *text, bool escape)
     return copy;
 }
 
-/* The next turn's beginning ends an answer: "\nUser:". */
-static void add_turn_stop(string_list *stops, const char *user_prefix)
+/* The stop texts asked for, and what ends a turn. */
+static void add_stops(chat *c)
 {
-    size_t n = strlen(user_prefix);
-    while (n > 0 && user_prefix[n - 1] == ' ')
-        n--;
-    if (n == 0)
-        return;
-    char *stop;
-    if (asprintf(&stop, "\n%.*s", (int)n, user_prefix) < 0)
-        must(NULL);
-    stops->items = must(realloc(stops->items, (stops->n + 1) * sizeof *stops->items));
-    stops->items[stops->n++] = stop;
+    const sampling_options *asked = &c->o->sampling;
+    string_list *stops = &c->sampling.stop;
+    id_list *ids = &c->sampling.stop_id;
+    char *text = turn_stop_text(&c->style);
+    int32_t id = turn_stop_id(&c->style);
+    stops->items = must(calloc(asked->stop.n + 1, sizeof(char *)));
+    for (size_t i = 0; i < asked->stop.n; i++)
+        stops->items[stops->n++] = text_option(asked->stop.items[i], c->o->escape);
+    if (text)
+        stops->items[stops->n++] = text;
+    for (size_t i = 0; i < asked->stop_id.n; i++)
+        ids_add(ids, asked->stop_id.ids[i]);
+    if (id >= 0)
+        ids_add(ids, id);
 }
 
 static int open_chat(chat *c)
@@ -491,6 +490,14 @@ static int open_chat(chat *c)
     c->tokenizer = need_tokenizer(c->model, "a chat");
     if (!c->tokenizer)
         return EXIT_RUNTIME;
+    c->style = (turn_style){.system = c->o->system,
+                            .user_prefix = c->o->user_prefix,
+                            .assistant_prefix = c->o->assistant_prefix,
+                            .tokenizer = c->tokenizer};
+    status = turn_style_open(&c->style, c->o->chat_template);
+    if (status)
+        return status;
+    add_stops(c);
     xlstm_session *session;
     xlstm_error err = {0};
     if (xlstm_session_new(&session, c->model, &err))
@@ -515,11 +522,7 @@ static int run(const void *options, char **arguments, size_t n)
     o.user_prefix = texts[1];
     o.assistant_prefix = texts[2];
     c.sampling.stop = (string_list){0};
-    for (size_t i = 0; i < o.sampling.stop.n; i++) {
-        c.sampling.stop.items = must(realloc(c.sampling.stop.items, (i + 1) * sizeof(char *)));
-        c.sampling.stop.items[c.sampling.stop.n++] = text_option(o.sampling.stop.items[i], o.escape);
-    }
-    add_turn_stop(&c.sampling.stop, o.user_prefix);
+    c.sampling.stop_id = (id_list){0};
     sampling_settle_seed(&c.sampling);
 
     int status = open_chat(&c);
@@ -543,6 +546,8 @@ static int run(const void *options, char **arguments, size_t n)
     for (size_t i = 0; i < c.sampling.stop.n; i++)
         free(c.sampling.stop.items[i]);
     free(c.sampling.stop.items);
+    free(c.sampling.stop_id.ids);
+    turn_style_close(&c.style);
     for (size_t i = 0; i < COUNT_OF(texts); i++)
         free(texts[i]);
     return output_finish(status);
@@ -561,7 +566,7 @@ const command command_chat = {
     .details =
         "Lines that begin with / are commands: /save FILE, /load FILE, /fork NAME, /switch NAME, /list, /undo, "
         "/regenerate, /reset, /stats, /help, /quit. Ctrl-C stops an answer, which stays as far as it came; Ctrl-D "
-        "leaves. A backslash at the end of a line continues it; pasted lines stay together.\n"
+        "leaves. Only the new turn is read; what was said before is in the state. A backslash at the end of a line continues it; pasted lines stay together.\n"
         "\n"
         "Without a terminal every line of standard input is a turn and only answers go to standard output; the exit "
         "status is then 1 if a turn or a command failed.",

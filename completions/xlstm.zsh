@@ -72,8 +72,9 @@ _xlstm() {
         _arguments \
             --max-tokens'=[end an answer after N tokens]:N: ' \
             {-s,--system}'=[what the model is told before the first turn]:TEXT: ' \
-            --user-prefix'=[what stands before your words]:TEXT: ' \
-            --assistant-prefix'=[what stands before the answer]:TEXT: ' \
+            --chat-template'=[a template]:FILE:_files' \
+            --user-prefix'=[what stands before your words without a template]:TEXT: ' \
+            --assistant-prefix'=[what stands before the answer without a template]:TEXT: ' \
             --state-in'=[go on with a saved conversation]:FILE:_files' \
             --escape'[interpret \n and the like in the texts above and in --stop]' \
             --no-history'[do not keep typed lines in the history file]' \

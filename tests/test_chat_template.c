@@ -1,6 +1,6 @@
 /*
  * test_chat_template.c — templates as models have them, what is refused and how, and the bounds on work that a hostile
- * template can ask for. test_chat_template.py compares every construct with Jinja itself.
+ * template can ask for. test_jinja.py compares every construct with Jinja itself.
  */
 #include "xlstm.h"
 

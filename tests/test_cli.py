@@ -510,6 +510,34 @@ class Chat(Case):
         self.assertTrue(out[0].strip())
 
 
+    def test_chat_template(self):
+        """What is read is exactly what the template says, turn by turn."""
+        template = self.path("t.jinja")
+        write(template, b"{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}"
+                        b"{% if add_generation_prompt %}<assistant>{% endif %}")
+        more = ["--chat-template", template, "--temperature", "0", "--system", "Be kind."]
+        out, err = self.talk("Hello", "/list", "And?", "/list", more=more)
+        counts = [int(n) for n in re.findall(r"main: (\d+) tokens", err)]
+
+        def length(text):
+            return len(json.loads(self.ok("tokenize", "--json", "-p", text)))
+        first = "<system>Be kind.<|endoftext|><user>Hello<|endoftext|><assistant>"
+        answer = json.loads(self.ok("generate", "-p", first, "--temperature", 0, "--max-tokens", 8, "--output", "json"))
+        self.assertEqual(counts[0], 1 + length(first) + len(answer["ids"]))
+        self.assertTrue(out.startswith(answer["text"].lstrip()))
+        self.assertGreaterEqual(counts[1], counts[0] + length("<|endoftext|><user>And?<|endoftext|><assistant>"))
+        write(template, b"{{ raise_exception('no system, please') }}")
+        self.assertIn("no system, please", self.talk("Hello", expected=1, more=more)[1])
+        model = self.model_copy()
+        config = json.loads(read(os.path.join(MODEL, "tokenizer_config.json")))
+        config["chat_template"] = "{{ raise_exception('its own') }}"
+        os.remove(os.path.join(model, "tokenizer_config.json"))
+        write(os.path.join(model, "tokenizer_config.json"), json.dumps(config).encode())
+        self.assertIn("its own", self.talk("Hello", expected=1, more=["-m", model])[1])
+        self.assertNotIn("its own", self.talk("Hello", more=["-m", model, "--chat-template", "plain"])[1])
+        self.assertTrue(json.loads(self.ok("info", "-m", model, "--json"))["chat_template"])
+
+
 class Terminal(Case):
     """A person at a keyboard, played by a pseudo terminal."""
 
