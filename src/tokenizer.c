@@ -126,6 +126,7 @@ void xlstm_tokenizer_free(xlstm_tokenizer *tokenizer)
     xl_release(tokenizer->flags);
     xl_release((void *)tokenizer->whole);
     xl_release(tokenizer->merges.slots);
+    for (uint32_t i = 0; i < tokenizer->n_added; i++) xl_release(tokenizer->added[i].shown);
     xl_release(tokenizer->added);
     xl_trie_free(&tokenizer->raw_trie);
     xl_trie_free(&tokenizer->normal_trie);

@@ -279,8 +279,14 @@ static int push(xlstm_stream *s, int32_t id, xlstm_error *err)
                        t->spelling.n_ids == 0 ? 0 : t->spelling.n_ids - 1);
     }
     if (s->skip_special && (t->flags[id] & XL_TOKEN_SPECIAL)) return XLSTM_OK;
+    size_t n = t->spelling.length[id];
+    if (t->flags[id] & XL_TOKEN_SHOWN) {
+        const xl_added *a = xl_added_find(t, (uint32_t)id);
+        text = a->shown;
+        n = a->shown_size;
+    }
     s->err = err;
-    feed(s, 0, text, t->spelling.length[id]);
+    feed(s, 0, text, n);
     return check(s, err);
 }
 

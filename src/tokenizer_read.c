@@ -4,6 +4,7 @@
  */
 #include "tokenizer.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 enum { NESTING = 8 }; /* Sequence inside Sequence */
@@ -640,6 +641,18 @@ static int read_added_token(xlstm_tokenizer *t, const json_t *object, uint32_t *
     return XLSTM_OK;
 }
 
+static int by_id(const void *a, const void *b)
+{
+    uint32_t x = ((const xl_added *)a)->id, y = ((const xl_added *)b)->id;
+    return (x > y) - (x < y);
+}
+
+const xl_added *xl_added_find(const xlstm_tokenizer *t, uint32_t id)
+{
+    const xl_added key = {.id = id};
+    return t->n_added == 0 ? NULL : bsearch(&key, t->added, t->n_added, sizeof key, by_id);
+}
+
 static int read_added(xlstm_tokenizer *t, const json_t *list, const char *name, xlstm_error *err)
 {
     size_t n = json_array_size(list);
@@ -651,8 +664,17 @@ static int read_added(xlstm_tokenizer *t, const json_t *list, const char *name, 
         snprintf(where, sizeof where, "%.200s: added_tokens[%zu]", name, i);
         status = read_added_token(t, json_array_get(list, i), place, where, err);
     }
+    if (t->n_added > 1) qsort(t->added, t->n_added, sizeof *t->added, by_id);
     xl_release(place);
     return status;
+}
+
+/* Decoding starts from the normalised text, as encoding ended there. */
+static int remember_shown(xlstm_tokenizer *t, xl_added *a, const char *normal, size_t n, xlstm_error *err)
+{
+    if (n == t->spelling.length[a->id] && memcmp(normal, xl_names_get(&t->spelling, a->id), n) == 0) return XLSTM_OK;
+    t->flags[a->id] |= XL_TOKEN_SHOWN;
+    return copy_text(&a->shown, &a->shown_size, normal, n, err);
 }
 
 /* The texts to look for: as they are, or as the normaliser leaves them. */
@@ -667,6 +689,7 @@ static int build_tries(xlstm_tokenizer *t, xlstm_error *err)
             const char *s = xl_names_get(&t->spelling, t->added[i].id);
             size_t n = t->spelling.length[t->added[i].id];
             if (normal) status = xl_encoder_normalize(&e, &s, &n, s, n);
+            if (status == XLSTM_OK && pass == 0) status = remember_shown(t, &t->added[i], s, n, err);
             if (status != XLSTM_OK) break;
             if (pass == 0) total[normal] += n;
             else xl_trie_add(normal ? &t->normal_trie : &t->raw_trie, s, n, (int32_t)i);

@@ -316,17 +316,20 @@ int xl_matcher_start(xl_matcher *m, const xl_pattern *p, const char *s, size_t n
     if (p->kind != XL_PATTERN_REGEX) return XLSTM_OK;
     replace_newer(m);
     if (m->data == NULL) m->data = pcre2_match_data_create(1, NULL);
-    if (m->data == NULL || m->stand_in.failed) return xl_fail(err, XLSTM_E_MEMORY, "out of memory to match %zu bytes", n);
+    if (m->limits == NULL) m->limits = pcre2_match_context_create(NULL);
+    if (m->data == NULL || m->limits == NULL || m->stand_in.failed) return xl_fail(err, XLSTM_E_MEMORY, "out of memory to match %zu bytes", n);
+    /* A few steps back for every byte are normal; an expression that explodes is stopped early. */
+    pcre2_set_match_limit(m->limits, (uint32_t)XL_MIN((size_t)UINT32_MAX, 100000 + 32 * n));
     return XLSTM_OK;
 }
 
 static int next_regex(xl_matcher *m, size_t *from, size_t *to, xlstm_error *err)
 {
     while (m->at <= m->n) {
-        int found = pcre2_match(m->pattern->code, (PCRE2_SPTR)m->subject, m->n, m->at, PCRE2_NO_UTF_CHECK, m->data, NULL);
+        int found = pcre2_match(m->pattern->code, (PCRE2_SPTR)m->subject, m->n, m->at, PCRE2_NO_UTF_CHECK, m->data, m->limits);
         if (found == PCRE2_ERROR_JIT_STACKLIMIT) {
             found = pcre2_match(m->pattern->code, (PCRE2_SPTR)m->subject, m->n, m->at,
-                                PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, m->data, NULL);
+                                PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, m->data, m->limits);
         }
         if (found == PCRE2_ERROR_NOMATCH) return 0;
         if (found < 0) {
@@ -411,5 +414,6 @@ void xl_matcher_free(xl_matcher *m)
 {
     xl_release(m->stand_in.data);
     pcre2_match_data_free(m->data);
+    pcre2_match_context_free(m->limits);
     *m = (xl_matcher){0};
 }
