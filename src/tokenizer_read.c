@@ -553,7 +553,7 @@ static int read_model(xlstm_tokenizer *t, const json_t *model, const json_t *add
 {
     if (!json_is_object(model)) return wrong(err, where, "model", "an object", model);
     const json_t *vocab = json_object_get(model, "vocab"), *merges = json_object_get(model, "merges");
-    const char *type = json_is_array(merges) ? "BPE" : "unnamed", *unk = NULL;
+    const char *type = merges != NULL ? "BPE" : "unnamed", *unk = NULL;
     int status = xl_json_text(&type, model, "type", where, err);
     if (status != XLSTM_OK) return status;
     if (strcmp(type, "BPE") != 0) {
