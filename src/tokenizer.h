@@ -178,17 +178,17 @@ typedef enum xl_step_kind {
 typedef struct xl_step {
     xl_step_kind kind;
     xl_form form;
-    xl_pattern pattern;                  /* SPLIT, REPLACE, BYTE_LEVEL, METASPACE (the mark) */
-    xl_behavior behavior;                /* SPLIT */
-    bool invert;                         /* SPLIT */
-    bool use_pattern;                    /* BYTE_LEVEL, METASPACE: split as well */
-    bool prefix;                         /* BYTE_LEVEL: space, METASPACE: mark in front */
-    bool prefix_first;                   /* METASPACE: only at the start of the text */
-    bool left, right;                    /* STRIP_SPACE */
-    char *text;                          /* PREPEND, REPLACE, STRIP: one character. Owned */
-    size_t text_size;                    /* bytes of text */
-    uint32_t start, stop;                /* STRIP: at most so many */
-    bool fused;                          /* decoders: the input is one token that arrives in parts */
+    xl_pattern pattern;   /* SPLIT, REPLACE, BYTE_LEVEL, METASPACE (the mark) */
+    xl_behavior behavior; /* SPLIT */
+    bool invert;          /* SPLIT */
+    bool use_pattern;     /* BYTE_LEVEL, METASPACE: split as well */
+    bool prefix;          /* BYTE_LEVEL: space, METASPACE: mark in front */
+    bool prefix_first;    /* METASPACE: only at the start of the text */
+    bool left, right;     /* STRIP_SPACE */
+    char *text;           /* PREPEND, REPLACE, STRIP: one character. Owned */
+    size_t text_size;     /* bytes of text */
+    uint32_t start, stop; /* STRIP: at most so many */
+    bool fused;           /* decoders: the input is one token that arrives in parts */
 } xl_step;
 
 struct xlstm_tokenizer {

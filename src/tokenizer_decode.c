@@ -63,7 +63,9 @@ static int fallback_byte(const char *s, size_t n)
     if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
     int value = 0;
     for (size_t k = 3; k < 5; k++) {
-        int c = s[k], digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+        int c = s[k], digit = c >= '0' && c <= '9'                 ? c - '0'
+                              : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10
+                                                                   : -1;
         if (digit < 0 && !(c == '+' && k == 3)) return -1;
         value = digit < 0 ? 0 : value * 16 + digit;
     }
@@ -204,16 +206,28 @@ static void metaspace(xlstm_stream *s, uint32_t i, const char *text, size_t n)
 static void feed_token(xlstm_stream *s, uint32_t i, const char *text, size_t n)
 {
     switch (s->t->decoders[i].kind) {
-    case XL_STEP_BYTE_LEVEL: byte_level(s, i, text, n); break;
-    case XL_STEP_BYTE_FALLBACK: byte_fallback(s, i, text, n); break;
-    case XL_STEP_REPLACE: replace(s, i, text, n); break;
-    case XL_STEP_STRIP: strip(s, i, text, n); break;
-    case XL_STEP_METASPACE: metaspace(s, i, text, n); break;
+    case XL_STEP_BYTE_LEVEL:
+        byte_level(s, i, text, n);
+        break;
+    case XL_STEP_BYTE_FALLBACK:
+        byte_fallback(s, i, text, n);
+        break;
+    case XL_STEP_REPLACE:
+        replace(s, i, text, n);
+        break;
+    case XL_STEP_STRIP:
+        strip(s, i, text, n);
+        break;
+    case XL_STEP_METASPACE:
+        metaspace(s, i, text, n);
+        break;
     case XL_STEP_JOIN:
         if (s->machines[i].count++ > 0) feed(s, i + 1, " ", 1);
         feed(s, i + 1, text, n);
         break;
-    default: feed(s, i + 1, text, n); break; /* FUSE: what follows is marked as fused */
+    default:
+        feed(s, i + 1, text, n);
+        break; /* FUSE: what follows is marked as fused */
     }
 }
 

@@ -50,8 +50,9 @@ static void encode(const xlstm_tokenizer *t, const char *text, size_t size, unsi
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const char fixed[] = "It's  a <s>caf\xc3\xa9\n\n e\xcc\x81 12345 \xea\xb0\x80\xe1\x86\xa8 \xe2\x96\x81 \xff\xe2\x82"
-                                " aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    static const char fixed[] =
+        "It's  a <s>caf\xc3\xa9\n\n e\xcc\x81 12345 \xea\xb0\x80\xe1\x86\xa8 \xe2\x96\x81 \xff\xe2\x82"
+        " aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     const char *json = (const char *)data, *end = json + size;
     size_t json_size = strnlen(json, size);
     const char *config = json_size < size ? json + json_size + 1 : end;
