@@ -9,11 +9,11 @@
 #include <string.h>
 
 extern const command command_generate, command_chat, command_info, command_logits, command_tokenize,
-    command_perplexity, command_trace, command_diagnose, command_bench;
+    command_perplexity, command_trace, command_diagnose, command_bench, command_ingest, command_state, command_session;
 
 const command *const all_commands[] = {
-    &command_generate, &command_chat, &command_info, &command_logits, &command_tokenize, &command_perplexity,
-    &command_trace,    &command_diagnose, &command_bench, NULL,
+    &command_generate, &command_chat,    &command_info,  &command_logits, &command_tokenize, &command_perplexity,
+    &command_trace,    &command_diagnose, &command_bench, &command_ingest, &command_state,    &command_session, NULL,
 };
 
 int print_completion(const char *shell); /* complete.c */
