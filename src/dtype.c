@@ -11,7 +11,7 @@
  *   Q6_K  256 values  128 bytes low nibbles, 64 bytes upper bit pairs, int8 sc[16] for groups of 16, d
  *                                                                                          x = d sc (q - 32)
  */
-#include "dtype.h"
+#include "quantize.h"
 
 #include <math.h>
 #include <strings.h>
@@ -197,175 +197,9 @@ void xl_decode_row(float *out, const void *in, xlstm_dtype dtype, size_t n)
 
 /* ---- encoding --------------------------------------------------------------------------------------------------- */
 
-static int clamp_int(int v, int low, int high) { return v < low ? low : v > high ? high : v; }
-
-/* Nearest integer; NaN and what no int holds become 0, so that hostile values cannot raise undefined behaviour. */
-static int nearest(float x) { return fabsf(x) < 1e9f ? (int)lrintf(x) : 0; }
-
-static void encode_q8_0(uint8_t *b, const float *in)
+static uint8_t nearest_i8(float x)
 {
-    float top = 0;
-    for (int i = 0; i < 32; i++) top = fmaxf(top, fabsf(in[i]));
-    float d = top / 127.0f, inverse = d != 0 ? 1.0f / d : 0;
-    store16(b, xl_f32_to_f16(d));
-    for (int i = 0; i < 32; i++) {
-        float q = roundf(in[i] * inverse);
-        b[2 + i] = (uint8_t)(int8_t)(fabsf(q) <= 127.0f ? (int)q : 0);
-    }
-}
-
-static void encode_q4_0(uint8_t *b, const float *in)
-{
-    float top = 0, value = 0;
-    for (int i = 0; i < 32; i++)
-        if (fabsf(in[i]) > top) {
-            top = fabsf(in[i]);
-            value = in[i];
-        }
-    float d = value / -8.0f, inverse = d != 0 ? 1.0f / d : 0;
-    store16(b, xl_f32_to_f16(d));
-    uint8_t q[32];
-    for (int i = 0; i < 32; i++) {
-        float v = in[i] * inverse + 8.5f; /* two roundings: never fused */
-        q[i] = (uint8_t)(v >= 0 && v < 16 ? (int)v : v >= 16 ? 15 : 0);
-    }
-    for (int i = 0; i < 16; i++) b[2 + i] = (uint8_t)(q[i] | q[i + 16] << 4);
-}
-
-/* Least squares for x ~ scale * q - min with q in [0, top], min >= 0: starts from the range of x, then tries a grid of
- * slightly different steps; for each, q by rounding and (scale, min) by linear regression. Errors are weighted by
- * sqrt(mean x^2) + |x|: large weights matter more. */
-static void fit_affine(const float *x, int n, int top, float *scale, float *min)
-{
-    float low = 0, high = x[0], squares = 0;
-    for (int i = 0; i < n; i++) {
-        low = fminf(low, x[i]);
-        high = fmaxf(high, x[i]);
-        squares += x[i] * x[i];
-    }
-    *scale = 0;
-    *min = -low;
-    if (!(high > low)) return;
-    float base = sqrtf(squares / (float)n);
-    double best = INFINITY;
-    for (int trial = -1; trial <= 20; trial++) {
-        float range = (float)top + (trial < 0 ? 0.0f : -1.0f + 0.1f * (float)trial);
-        float inverse = range / (high - low);
-        double sw = 0, sx = 0, sq = 0, sqq = 0, sxq = 0, sxx = 0;
-        for (int i = 0; i < n; i++) {
-            double w = base + fabsf(x[i]), q = clamp_int(nearest(inverse * (x[i] - low)), 0, top);
-            sw += w;
-            sx += w * x[i];
-            sxx += w * x[i] * x[i];
-            sq += w * q;
-            sqq += w * q * q;
-            sxq += w * x[i] * q;
-        }
-        double det = sw * sqq - sq * sq;
-        if (!(det > 0)) continue;
-        double a = (sw * sxq - sx * sq) / det, c = (sqq * sx - sq * sxq) / det;
-        if (c > 0) {
-            c = 0;
-            a = sxq / sqq;
-        }
-        double error = sxx + a * a * sqq + c * c * sw - 2 * a * sxq - 2 * c * sx + 2 * a * c * sq;
-        if (error < best) {
-            best = error;
-            *scale = (float)a;
-            *min = (float)-c;
-        }
-    }
-}
-
-static void encode_q45_k(uint8_t *b, const float *in, int top, uint8_t *high, uint8_t *nibbles)
-{
-    float scales[8], mins[8], top_scale = 0, top_min = 0;
-    for (int g = 0; g < 8; g++) {
-        fit_affine(in + 32 * g, 32, top, &scales[g], &mins[g]);
-        top_scale = fmaxf(top_scale, scales[g]);
-        top_min = fmaxf(top_min, mins[g]);
-    }
-    uint16_t d16 = xl_f32_to_f16(top_scale / 63.0f), min16 = xl_f32_to_f16(top_min / 63.0f);
-    store16(b, d16);
-    store16(b + 2, min16);
-    float d = xl_f16_to_f32(d16), dmin = xl_f16_to_f32(min16);
-    uint8_t *packed = b + 4;
-    memset(packed, 0, 12);
-    if (high) memset(high, 0, 32);
-    memset(nibbles, 0, 128);
-    for (int g = 0; g < 8; g++) {
-        int scale = d > 0 ? clamp_int(nearest(scales[g] / d), 0, 63) : 0;
-        int min = dmin > 0 ? clamp_int(nearest(mins[g] / dmin), 0, 63) : 0;
-        if (g < 4) {
-            packed[g] |= (uint8_t)scale;
-            packed[g + 4] |= (uint8_t)min;
-        } else {
-            packed[g + 4] = (uint8_t)((scale & 15) | (min & 15) << 4);
-            packed[g - 4] |= (uint8_t)(scale >> 4 << 6);
-            packed[g] |= (uint8_t)(min >> 4 << 6);
-        }
-        float step = d * (float)scale, offset = dmin * (float)min;
-        if (!(step > 0)) continue;
-        for (int i = 0; i < 32; i++) {
-            int q = clamp_int(nearest((in[32 * g + i] + offset) / step), 0, top);
-            nibbles[g / 2 * 32 + i] |= (uint8_t)((q & 15) << (g & 1 ? 4 : 0));
-            if (high && q > 15) high[i] |= (uint8_t)(1u << g);
-        }
-    }
-}
-
-/* Least squares for x ~ scale * q with q in [-32, 31]; errors weighted by x^2. The sign of scale follows the extreme
- * value, which uses the side with one more step. */
-static float fit_symmetric(const float *x, int n)
-{
-    float top = 0, value = 0;
-    for (int i = 0; i < n; i++)
-        if (fabsf(x[i]) > top) {
-            top = fabsf(x[i]);
-            value = x[i];
-        }
-    if (!(top > 1e-15f)) return 0;
-    float scale = 0;
-    double best = -1;
-    for (int trial = -9; trial <= 9; trial++) {
-        float inverse = -(32.0f + 0.1f * (float)trial) / value;
-        double sxq = 0, sqq = 0;
-        for (int i = 0; i < n; i++) {
-            double w = (double)x[i] * x[i], q = clamp_int(nearest(inverse * x[i]), -32, 31);
-            sxq += w * x[i] * q;
-            sqq += w * q * q;
-        }
-        if (sqq > 0 && sxq * sxq / sqq > best) {
-            best = sxq * sxq / sqq;
-            scale = (float)(sxq / sqq);
-        }
-    }
-    return scale;
-}
-
-static void encode_q6_k(uint8_t *b, const float *in)
-{
-    float scales[16], top = 0, extreme = 0;
-    for (int g = 0; g < 16; g++) {
-        scales[g] = fit_symmetric(in + 16 * g, 16);
-        if (fabsf(scales[g]) > top) {
-            top = fabsf(scales[g]);
-            extreme = scales[g];
-        }
-    }
-    memset(b, 0, 210);
-    uint16_t d16 = xl_f32_to_f16(extreme / -128.0f);
-    store16(b + 208, d16);
-    float d = xl_f16_to_f32(d16);
-    for (int i = 0; i < 256; i++) {
-        int scale = d != 0 ? clamp_int(nearest(scales[i / 16] / d), -128, 127) : 0;
-        b[192 + i / 16] = (uint8_t)(int8_t)scale;
-        float step = d * (float)scale;
-        int q = 32 + (step != 0 ? clamp_int(nearest(in[i] / step), -32, 31) : 0);
-        int half = i / 128, quarter = i % 128 / 32, l = i % 32;
-        b[half * 64 + (quarter & 1) * 32 + l] |= (uint8_t)((q & 15) << (quarter < 2 ? 0 : 4));
-        b[128 + half * 32 + l] |= (uint8_t)(q >> 4 << (2 * quarter));
-    }
+    return (uint8_t)(int8_t)(fabsf(x) < 1e9f ? XL_MAX(-127, XL_MIN(127, (int)lrintf(x))) : 0);
 }
 
 void xl_encode_row(void *out, const float *in, xlstm_dtype dtype, size_t n)
@@ -388,22 +222,14 @@ void xl_encode_row(void *out, const float *in, xlstm_dtype dtype, size_t n)
         for (size_t i = 0; i < n; i++) store16(b + 2 * i, xl_f32_to_bf16(in[i]));
         break;
     case XLSTM_I8:
-        for (size_t i = 0; i < n; i++) b[i] = (uint8_t)(int8_t)clamp_int(nearest(in[i]), -127, 127);
+        for (size_t i = 0; i < n; i++) b[i] = nearest_i8(in[i]);
         break;
     case XLSTM_Q8_0:
-        for (size_t i = 0; i < n; i += 32, b += 34) encode_q8_0(b, in + i);
-        break;
-    case XLSTM_Q4_0:
-        for (size_t i = 0; i < n; i += 32, b += 18) encode_q4_0(b, in + i);
-        break;
-    case XLSTM_Q4_K:
-        for (size_t i = 0; i < n; i += 256, b += 144) encode_q45_k(b, in + i, 15, NULL, b + 16);
-        break;
-    case XLSTM_Q5_K:
-        for (size_t i = 0; i < n; i += 256, b += 176) encode_q45_k(b, in + i, 31, b + 16, b + 48);
-        break;
     case XLSTM_Q6_K:
-        for (size_t i = 0; i < n; i += 256, b += 210) encode_q6_k(b, in + i);
+    case XLSTM_Q5_K:
+    case XLSTM_Q4_K:
+    case XLSTM_Q4_0:
+        xl_quantize_row(out, in, dtype, n, NULL);
         break;
     case XLSTM_DTYPE_DEFAULT:
     case XLSTM_DTYPE_COUNT:
