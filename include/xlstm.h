@@ -490,6 +490,43 @@ XLSTM_API const xlstm_tokenizer *xlstm_model_tokenizer(const xlstm_model *model)
 XLSTM_API int xlstm_chat_render(char **text, size_t *size, const char *source, const char *variables,
                                 size_t variables_size, xlstm_error *err);
 
+/* ---- conversion ------------------------------------------------------------------------------------------------- */
+
+typedef struct xlstm_convert_options {
+    xlstm_dtype type;      /* of embedding, head and large matrices: F32, F16, BF16 or a block format; 0: as stored */
+    xlstm_dtype embedding; /* 0: as docs/gguf.md says for `type` */
+    xlstm_dtype head;      /* the same; of the embedding where the two are one tensor */
+    const char *const *tensors; /* "PATTERN=TYPE", [n_tensors], the last match wins: "ffn_down=q8_0", "blk.[0-3].*=q6_k" */
+    size_t n_tensors;
+    const char *imatrix;    /* file of an importance matrix that block formats heed; NULL: none */
+    const char *const *set; /* [n_set] "key=value", as in xlstm_model_options */
+    size_t n_set;
+    uint32_t threads; /* 0: all online CPUs. The result does not depend on it */
+    xlstm_log_fn log;
+    void *log_user;
+    xlstm_progress_fn progress;
+    void *progress_user;
+    bool (*stop)(void *user); /* asked now and then: true gives up with XLSTM_E_IO and leaves no file. NULL: never */
+    void *stop_user;
+} xlstm_convert_options;
+
+/* Writes any model that xlstm_model_open takes as one GGUF file (docs/gguf.md), tokenizer and settings included. Reads
+ * and writes piece by piece, whatever the size; `out` appears, or is replaced, only when all of it is on disk. */
+XLSTM_API int xlstm_convert(const char *path, const char *out, const xlstm_convert_options *options, xlstm_error *err);
+
+/* Importance matrix: mean squares of what every column of the large matrices is multiplied with, gathered while a model
+ * reads typical text. */
+typedef struct xlstm_imatrix xlstm_imatrix;
+XLSTM_API int xlstm_imatrix_new(xlstm_imatrix **out, const xlstm_model *model, xlstm_error *err);
+XLSTM_API void xlstm_imatrix_free(xlstm_imatrix *imatrix);
+/* Give this and the imatrix to xlstm_session_set_trace and evaluate with XLSTM_WANT_ALL. */
+XLSTM_API void xlstm_imatrix_observe(void *imatrix, int block, const char *stage, const float *values, size_t rows,
+                                     size_t width);
+/* Tokens seen so far, by all sessions that reported to it. */
+XLSTM_API uint64_t xlstm_imatrix_tokens(const xlstm_imatrix *imatrix);
+/* A GGUF file with general.type "imatrix" (docs/gguf.md). */
+XLSTM_API int xlstm_imatrix_save(const xlstm_imatrix *imatrix, const char *path, xlstm_error *err);
+
 /* ---- sampler ---------------------------------------------------------------------------------------------------- */
 
 typedef struct xlstm_sampler xlstm_sampler;

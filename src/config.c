@@ -422,7 +422,8 @@ static storage find_storage(const xl_wiring *w)
 }
 
 /* Asked for: option, dtype, torch_dtype. Only float32 is ever narrowed; narrower storage already holds the values. */
-static int resolve_weights(const reader *r, xlstm_dtype option, const storage *s, xlstm_resolved *out)
+static int resolve_weights(const reader *r, xlstm_dtype option, const storage *s, xlstm_resolved *out,
+                           xlstm_dtype *written)
 {
     xlstm_dtype torch = XLSTM_DTYPE_DEFAULT, dtype = XLSTM_DTYPE_DEFAULT;
     int result = option == XLSTM_DTYPE_DEFAULT ? read_dtype(&dtype, r, "dtype", PLAIN) : XLSTM_OK;
@@ -430,10 +431,11 @@ static int resolve_weights(const reader *r, xlstm_dtype option, const storage *s
         result = read_dtype(&torch, r, "torch_dtype", PLAIN);
     }
     if (result != XLSTM_OK) return result;
+    *written = dtype != XLSTM_DTYPE_DEFAULT ? dtype : torch;
     if (option != XLSTM_DTYPE_DEFAULT) {
         resolve(out, option, "option");
     } else if (dtype != XLSTM_DTYPE_DEFAULT || torch != XLSTM_DTYPE_DEFAULT) {
-        out->dtype = dtype != XLSTM_DTYPE_DEFAULT ? dtype : torch;
+        out->dtype = *written;
         note_source(r, out, dtype != XLSTM_DTYPE_DEFAULT ? "dtype" : "torch_dtype");
     } else {
         resolve(out, s->has_float32 && !s->block_format ? XLSTM_F32 : s->largest, "as stored");
@@ -454,7 +456,7 @@ static int resolve_numerics(const reader *r, const xl_wiring *wiring, const xlst
     int result = check_option(r, "--dtype", options->dtype, PLAIN);
     if (result == XLSTM_OK) result = check_option(r, "--kernel-dtype", options->kernel_dtype, PLAIN);
     if (result == XLSTM_OK) result = check_option(r, "--state-dtype", options->state_dtype, STATE);
-    if (result == XLSTM_OK) result = resolve_weights(r, options->dtype, &stored, &out->weights);
+    if (result == XLSTM_OK) result = resolve_weights(r, options->dtype, &stored, &out->weights, &out->config_weights);
     if (result == XLSTM_OK) result = read_dtype(&out->config_kernel, r, "autocast_kernel_dtype", PLAIN);
     if (result != XLSTM_OK) return result;
 

@@ -14,6 +14,7 @@ typedef struct xl_numerics {
     xlstm_resolved kernel;       /* DEFAULT: off. Rounds q k v i f at the mLSTM kernel's door */
     xlstm_resolved state;        /* C and n */
     xlstm_resolved norm_float32; /* every norm */
+    xlstm_dtype config_weights;  /* dtype or torch_dtype as written; DEFAULT: neither is, or an option overrules them */
     xlstm_dtype config_kernel;   /* autocast_kernel_dtype as written, obeyed only on request */
 } xl_numerics;
 

@@ -62,16 +62,19 @@ static void consider_end_id(xlstm_model *m, const xlstm_model_options *o, int64_
     add_stop_id(&m->info, id);
 }
 
+/* Inside the weights' file, else beside it. */
 static void consider_generation_config(xlstm_model *m, const xlstm_model_options *o, const char *folder,
                                        const xl_log *log)
 {
-    char *path = xl_join(folder, "generation_config.json", NULL);
-    if (path == NULL || !xl_is_file(path)) {
+    const char *inside = xl_weights_generation_config(m->weights);
+    char *path = inside == NULL && folder != NULL ? xl_join(folder, "generation_config.json", NULL) : NULL;
+    if (inside == NULL && (path == NULL || !xl_is_file(path))) {
         xl_release(path);
         return;
     }
     xlstm_error err;
-    json_t *root = xl_json_read(path, CONFIG_LIMIT, false, &err);
+    json_t *root = inside != NULL ? xl_json_parse(inside, strlen(inside), "generation_config.json", false, &err)
+                                  : xl_json_read(path, CONFIG_LIMIT, false, &err);
     if (root == NULL) {
         xl_logf(log, XLSTM_LOG_WARNING, "%s; the file is ignored", err.message);
     } else {
@@ -123,7 +126,7 @@ static void resolve_vocabulary(xlstm_model *m, const xlstm_model_options *o, con
 
     if (t != NULL) add_stop_id(info, xlstm_tokenizer_end_of_text(t));
     consider_end_id(m, o, c->eos_id, "config.json", log);
-    if (folder != NULL) consider_generation_config(m, o, folder, log);
+    consider_generation_config(m, o, folder, log);
 }
 
 /* A model without a usable tokenizer still runs on token ids. */
@@ -335,8 +338,7 @@ static const char *config_source(const xl_weights *w)
     return strcmp(xl_weights_format(w), "safetensors") == 0 ? "config.yaml" : xl_weights_format(w);
 }
 
-/* The folder that small files are looked for in: `path` itself, or where the weights file lies. */
-static char *folder_of(const char *path, xlstm_error *err)
+char *xl_model_folder(const char *path, xlstm_error *err)
 {
     if (xl_is_folder(path)) return xl_strdup(path, err);
     const char *slash = strrchr(path, '/');
@@ -429,7 +431,7 @@ int xlstm_model_open(xlstm_model **out, const char *path, const xlstm_model_opti
     char *config = NULL, *folder = NULL;
     int result = XLSTM_E_MEMORY;
     if (strncmp(path, "preset:", 7) != 0) {
-        folder = folder_of(path, err);
+        folder = xl_model_folder(path, err);
         if (folder == NULL) goto fail;
     }
     if ((result = xl_weights_open(&m->weights, path, &log, err)) != XLSTM_OK) goto fail;

@@ -67,6 +67,9 @@ struct xlstm_model {
     xl_pass_row *pass;  /* [max_rows] */
 };
 
+/* The folder that small files are looked for in: `path` itself, or where the weights file lies. Freed by the caller. */
+char *xl_model_folder(const char *path, xlstm_error *err);
+
 /* Where stage values go while tracing; see xlstm_session_set_trace. */
 typedef struct xl_trace {
     xlstm_trace_fn fn;

@@ -165,6 +165,21 @@ int xl_weights_open(xl_weights **out, const char *path, const xl_log *log, xlstm
     return XLSTM_OK;
 }
 
+int xl_weights_open_typed(xl_weights **out, const char *path, const char *type, xlstm_error *err)
+{
+    *out = NULL;
+    xl_weights *w = xl_calloc(1, sizeof(*w), err);
+    if (w == NULL) return XLSTM_E_MEMORY;
+    int result = xl_gguf_open_typed(w, path, type, err);
+    if (result == XLSTM_OK) result = finish(w, err);
+    if (result != XLSTM_OK) {
+        xl_weights_close(w);
+        return result;
+    }
+    *out = w;
+    return XLSTM_OK;
+}
+
 void xl_weights_close(xl_weights *w)
 {
     if (w == NULL) return;
@@ -183,6 +198,7 @@ void xl_weights_close(xl_weights *w)
     xl_release(w->config);
     xl_release(w->tokenizer);
     xl_release(w->tokenizer_config);
+    xl_release(w->generation_config);
     xl_release(w->make_state);
     xl_release(w);
 }
@@ -193,6 +209,7 @@ const char *xl_weights_format(const xl_weights *w) { return w->format; }
 size_t xl_weights_count(const xl_weights *w) { return w->count; }
 const xl_tensor *xl_weights_at(const xl_weights *w, size_t i) { return &w->tensors[i]; }
 const char *xl_weights_config(const xl_weights *w) { return w->config; }
+const char *xl_weights_generation_config(const xl_weights *w) { return w->generation_config; }
 
 const char *xl_weights_tokenizer(const xl_weights *w, const char **tokenizer_config)
 {

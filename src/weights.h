@@ -27,6 +27,8 @@ typedef struct xl_weights xl_weights;
 
 /* A folder, a .safetensors file, a .gguf file or "preset:NAME". */
 int xl_weights_open(xl_weights **out, const char *path, const xl_log *log, xlstm_error *err);
+/* A GGUF file that is no model: one whose general.type is `type`. Only its tensors are read. */
+int xl_weights_open_typed(xl_weights **out, const char *path, const char *type, xlstm_error *err);
 void xl_weights_close(xl_weights *w);
 const char *xl_weights_format(const xl_weights *w); /* "safetensors", "gguf", "preset" */
 size_t xl_weights_count(const xl_weights *w);
@@ -46,6 +48,8 @@ void xl_weights_want(xl_weights *w, const xl_tensor *t);
 const char *xl_weights_config(const xl_weights *w);
 /* The same for an embedded tokenizer.json and tokenizer_config.json. */
 const char *xl_weights_tokenizer(const xl_weights *w, const char **tokenizer_config);
+/* The same for an embedded generation_config.json. */
+const char *xl_weights_generation_config(const xl_weights *w);
 /* Over names, dtypes, shapes, and samples of every tensor's bytes; equal files give equal values. */
 int xl_weights_fingerprint(uint64_t *out, xl_weights *w, xlstm_error *err);
 

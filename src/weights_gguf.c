@@ -419,7 +419,7 @@ static int make_config(xl_weights *w, const header *h)
     return result;
 }
 
-/* tokenizer_config.json as embedded, with the chat template of its own key if it has none. */
+/* tokenizer_config.json as embedded, with the chat template of its own key in it. */
 static int make_tokenizer(xl_weights *w, const header *h)
 {
     char *config = NULL, *template = NULL;
@@ -435,8 +435,7 @@ static int make_tokenizer(xl_weights *w, const header *h)
             result = XLSTM_E_FORMAT;
             goto done;
         }
-        if (json_object_get(root, "chat_template") == NULL &&
-            json_object_set_new(root, "chat_template", json_string(template)) != 0) {
+        if (json_object_set_new(root, "chat_template", json_string(template)) != 0) {
             result = wrong_type(h, "tokenizer.chat_template", "a UTF-8 string");
             goto done;
         }
@@ -452,15 +451,15 @@ done:
     return result;
 }
 
-static int check_architecture(const header *h)
+static int expect_text(const header *h, const char *key, const char *expected)
 {
-    char *name;
-    int result = get_text(&name, h, "general.architecture");
-    if (result == XLSTM_OK && (name == NULL || strcmp(name, "xlstm") != 0)) {
-        result = xl_fail(h->err, XLSTM_E_UNSUPPORTED, "%s: general.architecture: expected 'xlstm', found '%.80s'",
-                         h->path, name != NULL ? name : "nothing");
+    char *text;
+    int result = get_text(&text, h, key);
+    if (result == XLSTM_OK && (text == NULL || strcmp(text, expected) != 0)) {
+        result = xl_fail(h->err, XLSTM_E_UNSUPPORTED, "%s: %s: expected '%s', found '%.80s'", h->path, key, expected,
+                         text != NULL ? text : "nothing");
     }
-    xl_release(name);
+    xl_release(text);
     return result;
 }
 
@@ -470,8 +469,17 @@ typedef struct split {
     int64_t number, count, tensors; /* -1, 1, -1 without the keys */
 } split;
 
-/* Maps one file and reads its tensors; the first one's keys make the settings. */
-static int read_file(xl_weights *w, const char *path, bool settings_too, split *s, xlstm_error *err)
+static int read_settings(xl_weights *w, const header *h)
+{
+    int result = expect_text(h, "general.architecture", "xlstm");
+    if (result == XLSTM_OK) result = make_config(w, h);
+    if (result == XLSTM_OK) result = make_tokenizer(w, h);
+    return result == XLSTM_OK ? get_text(&w->generation_config, h, "xlstm.generation_config") : result;
+}
+
+/* Maps one file and reads its tensors. `type`: what general.type must be, for files that are no models. A model's first
+ * file has the settings. */
+static int read_file(xl_weights *w, const char *path, bool settings_too, const char *type, split *s, xlstm_error *err)
 {
     int result = xl_weights_add_file(w, path, err);
     if (result != XLSTM_OK) return result;
@@ -483,9 +491,8 @@ static int read_file(xl_weights *w, const char *path, bool settings_too, split *
     if (result == XLSTM_OK) result = get_int(&s->number, &h, "split.no");
     if (result == XLSTM_OK) result = get_int(&s->count, &h, "split.count");
     if (result == XLSTM_OK) result = get_int(&s->tensors, &h, "split.tensors.count");
-    if (result == XLSTM_OK && settings_too) result = check_architecture(&h);
-    if (result == XLSTM_OK && settings_too) result = make_config(w, &h);
-    if (result == XLSTM_OK && settings_too) result = make_tokenizer(w, &h);
+    if (result == XLSTM_OK && type != NULL) result = expect_text(&h, "general.type", type);
+    if (result == XLSTM_OK && settings_too) result = read_settings(w, &h);
     if (result == XLSTM_OK) result = read_tensors(w, &h, file);
     xl_release(h.entries);
     return result;
@@ -511,7 +518,7 @@ static int read_splits(xl_weights *w, const char *path, size_t stem, unsigned co
         char *name = xl_printf(err, "%.*s-%05u-of-%05u.gguf", (int)stem, path, i + 1, count);
         split s;
         if (name == NULL) return XLSTM_E_MEMORY;
-        result = read_file(w, name, i == 0, i == 0 ? &first : &s, err);
+        result = read_file(w, name, i == 0, NULL, i == 0 ? &first : &s, err);
         if (i == 0) s = first;
         if (result == XLSTM_OK && (s.number != (int64_t)i || s.count != (int64_t)count)) {
             result = xl_fail(err, XLSTM_E_FORMAT, "%s: expected split.no %u of split.count %u, found %lld of %lld", name,
@@ -533,11 +540,18 @@ int xl_gguf_open(xl_weights *w, const char *path, xlstm_error *err)
     snprintf(w->format, sizeof(w->format), "gguf");
     size_t stem = split_name(path, &number, &count);
     if (stem > 0) return read_splits(w, path, stem, count, err);
-    int result = read_file(w, path, true, &s, err);
+    int result = read_file(w, path, true, NULL, &s, err);
     if (result == XLSTM_OK && s.count > 1) {
         result = xl_fail(err, XLSTM_E_FORMAT,
                          "%s: one of %lld files of a split model; they are found by names like model-00001-of-%05lld.gguf",
                          path, (long long)s.count, (long long)s.count);
     }
     return result;
+}
+
+int xl_gguf_open_typed(xl_weights *w, const char *path, const char *type, xlstm_error *err)
+{
+    split s;
+    snprintf(w->format, sizeof(w->format), "gguf");
+    return read_file(w, path, false, type, &s, err);
 }

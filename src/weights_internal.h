@@ -38,7 +38,7 @@ struct xl_weights {
     size_t count, capacity;
     xl_weights_cell *cells;
     uint32_t *by_name; /* indices into tensors, sorted by name */
-    char *config, *tokenizer, *tokenizer_config;
+    char *config, *tokenizer, *tokenizer_config, *generation_config;
     xl_weights_make_fn make; /* NULL: every tensor is in a file */
     void *make_state;        /* freed with xl_release */
 };
@@ -54,6 +54,7 @@ bool xl_weights_elements(uint64_t *out, uint32_t rank, const uint64_t *shape);
 int xl_safetensors_open_folder(xl_weights *w, const char *folder, xlstm_error *err);
 int xl_safetensors_open_file(xl_weights *w, const char *path, xlstm_error *err);
 int xl_gguf_open(xl_weights *w, const char *path, xlstm_error *err);
+int xl_gguf_open_typed(xl_weights *w, const char *path, const char *type, xlstm_error *err);
 int xl_preset_open(xl_weights *w, const char *name, xlstm_error *err);
 
 #endif

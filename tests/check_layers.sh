@@ -9,10 +9,11 @@ layer_of()
 {
     case $1 in
     xlstm.h | base.* | json.* | threads.*) echo 0 ;;
-    dtype* | weights* | gguf*) echo 1 ;;
+    dtype* | weights* | gguf* | quantize*) echo 1 ;;
     backend* | ref/* | cpu/* | cuda/*) echo 2 ;;
     wiring* | config* | model* | forward*) echo 3 ;;
     session* | state* | prefix_cache* | locate* | tokenizer* | unicode* | sampler* | chat_template*) echo 4 ;;
+    convert* | imatrix*) echo 4 ;;
     *) echo none ;;
     esac
 }
