@@ -21,12 +21,14 @@
 #define ORACLE_FLOAT32 6e-5
 #define ORACLE_FLOAT64 2e-6
 #define SPLIT_FLOAT32 6e-5
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(__aarch64__) /* under qemu in make check */
-#define SLOW_BUILD true
-#else
-#define SLOW_BUILD false
-#endif
 #define STAGE_RELATIVE 3e-5 /* of the stage's largest value */
+
+/* Sanitizers look for other mistakes than wrong numbers, and the arm64 build usually runs under emulation: a selection. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(__aarch64__)
+enum { LONGEST = 130, MOST_GREEDY = 4, SPLIT_STRIDE = 13, SELECTION = 1 };
+#else
+enum { LONGEST = 1000, MOST_GREEDY = 1000, SPLIT_STRIDE = 1, SELECTION = 0 };
+#endif
 
 static const char *const models[] = {"single",  "fused",  "tied",    "biased",  "biased-fused", "chunk16",
                                      "chunk48", "odd",    "bf16",    "deep",    "one-head",     "head48",
@@ -161,6 +163,7 @@ static void check_prompts(xlstm_model *model, const golden *g, const engine *e)
     assert_int_equal(xlstm_model_get_info(model)->vocab_size, V);
     for (size_t i = 0; i < g->n_prompts; i++) {
         const golden_prompt *p = &g->prompts[i];
+        if (p->n > LONGEST) continue;
         xlstm_session *session = open_session(model);
         size_t recorded = p->n - p->first_row;
         feed(session, p->ids, p->n, p->first_row == 0 ? rows : NULL);
@@ -172,7 +175,7 @@ static void check_prompts(xlstm_model *model, const golden *g, const engine *e)
         require_within(off / p->scale, HF_RELATIVE, "logits against transformers, relative to the largest", p->n);
         require_within(oracle_difference(last, p->oracle, V), exact(e) ? ORACLE_FLOAT64 : ORACLE_FLOAT32,
                        "logits against the float64 oracle", p->n);
-        for (size_t t = 0; t < p->n_greedy; t++) {
+        for (size_t t = 0; t < p->n_greedy && t < MOST_GREEDY; t++) {
             int32_t id = greedy(xlstm_session_logits(session), V);
             if (id != p->greedy[t]) fail_msg("prompt of %zu: greedy id %zu is %d, not %d", p->n, t, id, p->greedy[t]);
             if (t + 1 < p->n_greedy) feed(session, &id, 1, NULL);
@@ -304,7 +307,6 @@ static void test_perplexity(void **state)
         const json_t *entry = json_array_get(texts, i);
         size_t bytes = (size_t)json_integer_value(json_object_get(entry, "bytes"));
         char *text = NULL;
-        if (i > 0 && SLOW_BUILD) break; /* the first text is enough there */
         for (size_t f = 0; f < 3 && text == NULL; f++) {
             char path[256];
             snprintf(path, sizeof path, "%s/%s", folders[f], json_string_value(json_object_get(entry, "file")));
@@ -429,7 +431,7 @@ static void test_every_split(void **state)
         feed(session, p->ids, p->n, whole);
         size_t n_state;
         float *final = read_state(session, &n_state);
-        for (size_t cut = 1; cut <= p->n; cut++) {
+        for (size_t cut = 1; cut <= p->n; cut += SPLIT_STRIDE) {
             xlstm_error err = {0};
             xlstm_session *head = NULL;
             require(xlstm_session_reset(session, &err), &err);
@@ -477,13 +479,17 @@ int main(void)
 {
     for (size_t i = 0; i < N_ENGINES; i++) {
         const engine *e = &engines[i];
-        for (size_t j = 0; j < N_MODELS; j++) add(test_prompts, "golden", models[j], e);
+        for (size_t j = 0; j < N_MODELS; j++) {
+            bool few = SELECTION && (e->cpu_mask != 0 || exact(e));
+            if (few && strcmp(models[j], "odd") != 0 && strcmp(models[j], "biased") != 0) continue;
+            add(test_prompts, "golden", models[j], e);
+        }
         add(test_fused_equals_single, "fused_equals", "single", e);
         add(test_every_split, "step_equals_chunk_every_split", "single", e);
         if (e->cpu_mask != 0) continue;
         add(test_stages, "stages", "shipped", e);
         if (strcmp(e->backend, "cpu") == 0) add(test_shipped_prompts, "golden", "shipped", e);
-        if (strcmp(e->backend, "cpu") == 0) add(test_perplexity, "perplexity", "shipped", e);
+        if (strcmp(e->backend, "cpu") == 0 && !SELECTION) add(test_perplexity, "perplexity", "shipped", e);
     }
     return _cmocka_run_group_tests("golden", tests, n_tests, NULL, NULL);
 }
