@@ -46,7 +46,7 @@ lint: all
 
 parity: all
 	@test -n "$(MODEL)" || { echo "usage: make parity MODEL=DIR   (a Hugging Face xLSTM folder)"; exit 2; }
-	@sh tools/python.sh tools/parity.py --program build/xlstm --model "$(MODEL)"
+	@sh tools/python.sh tools/parity.py --library build/libxlstm.so --model "$(MODEL)"
 
 fuzz:
 	@tools/deps.sh test
