@@ -9,13 +9,13 @@
 #include <string.h>
 
 extern const command command_generate, command_chat, command_info, command_logits, command_tokenize,
-    command_perplexity, command_trace, command_diagnose, command_bench, command_convert, command_quantize,
-    command_imatrix;
+    command_perplexity, command_trace, command_diagnose, command_bench, command_ingest, command_state, command_session,
+    command_convert, command_quantize, command_imatrix;
 
 const command *const all_commands[] = {
-    &command_generate, &command_chat, &command_info, &command_logits, &command_tokenize, &command_perplexity,
-    &command_trace,    &command_diagnose, &command_bench, &command_convert,  &command_quantize, &command_imatrix,
-    NULL,
+    &command_generate, &command_chat,     &command_info,    &command_logits,  &command_tokenize, &command_perplexity,
+    &command_trace,    &command_diagnose, &command_bench,   &command_ingest,  &command_state,    &command_session,
+    &command_convert,  &command_quantize, &command_imatrix, NULL,
 };
 
 int print_completion(const char *shell); /* complete.c */

@@ -5,7 +5,7 @@ _xlstm()
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W 'generate chat info logits tokenize perplexity trace diagnose bench convert quantize imatrix help --help --version' -- "$word"))
+        COMPREPLY=($(compgen -W 'generate chat info logits tokenize perplexity trace diagnose bench ingest state session convert quantize imatrix help --help --version' -- "$word"))
         return
     fi
     case $command:$before in
@@ -163,6 +163,54 @@ _xlstm()
     bench:--cpu-mask) :; return ;;
     bench:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     bench:--set) :; return ;;
+    ingest:--file | ingest:-f) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    ingest:--state-out) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    ingest:--state-in) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    ingest:--checkpoint-every) :; return ;;
+    ingest:--model | ingest:-m) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    ingest:--dtype) :; return ;;
+    ingest:--kernel-dtype) :; return ;;
+    ingest:--state-dtype) :; return ;;
+    ingest:--norm-reduction-float32) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
+    ingest:--threads | ingest:-t) :; return ;;
+    ingest:--chunk-size) :; return ;;
+    ingest:--backend) :; return ;;
+    ingest:--cpu-mask) :; return ;;
+    ingest:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
+    ingest:--set) :; return ;;
+    state:--to) :; return ;;
+    state:--weights) :; return ;;
+    state:--note) :; return ;;
+    session:--store) :; return ;;
+    session:--name) :; return ;;
+    session:--idle) :; return ;;
+    session:--max-tokens) :; return ;;
+    session:--prompt | session:-p) :; return ;;
+    session:--prompt-file | session:-f) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    session:--prompt-ids) :; return ;;
+    session:--temperature) :; return ;;
+    session:--top-k) :; return ;;
+    session:--top-p) :; return ;;
+    session:--min-p) :; return ;;
+    session:--repetition-penalty) :; return ;;
+    session:--frequency-penalty) :; return ;;
+    session:--presence-penalty) :; return ;;
+    session:--penalty-window) :; return ;;
+    session:--logit-bias) :; return ;;
+    session:--seed) :; return ;;
+    session:--stop) :; return ;;
+    session:--stop-id) :; return ;;
+    session:--model | session:-m) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    session:--dtype) :; return ;;
+    session:--kernel-dtype) :; return ;;
+    session:--state-dtype) :; return ;;
+    session:--norm-reduction-float32) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
+    session:--threads | session:-t) :; return ;;
+    session:--chunk-size) :; return ;;
+    session:--backend) :; return ;;
+    session:--cpu-mask) :; return ;;
+    session:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
+    session:--set) :; return ;;
     convert:--type | convert:-T) :; return ;;
     convert:--set) :; return ;;
     convert:--threads | convert:-t) :; return ;;
@@ -201,6 +249,9 @@ _xlstm()
     trace) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --json --dump --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     diagnose) COMPREPLY=($(compgen -W '--help --json --quick --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     bench) COMPREPLY=($(compgen -W '--help --preset --type --prompt-lengths --batch --repetitions --tokens --no-prefill --no-decode --json --csv --md --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    ingest) COMPREPLY=($(compgen -W '--help --file --state-out --state-in --checkpoint-every --resume --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    state) COMPREPLY=($(compgen -W '--help --to --weights --note --json' -- "$word")) ;;
+    session) COMPREPLY=($(compgen -W '--help --store --name --create --idle --max-tokens --stats --json --prompt --prompt-file --prompt-ids --escape --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     convert) COMPREPLY=($(compgen -W '--help --type --set --threads --verbose --quiet' -- "$word")) ;;
     quantize) COMPREPLY=($(compgen -W '--help --imatrix --type-embedding --type-head --tensor --type --set --threads --verbose --quiet' -- "$word")) ;;
     imatrix) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --output --tokens --window --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;

@@ -12,6 +12,9 @@ _xlstm() {
         'trace:show the ranges of every stage of the forward pass, block by block'
         'diagnose:check a doubtful checkpoint: files, weights, numerics, tokenizer'
         'bench:measure reading and decoding speed against this machine's limits'
+        'ingest:read a text of any length into a state file'
+        'state:describe, check, compare, convert and mix saved states'
+        'session:conversations that are kept on disk: resume, fork, list, expire'
         'convert:write a model as one GGUF file'
         'quantize:write a model in smaller formats'
         'imatrix:record what a model uses its weights for, to quantize it better'
@@ -262,6 +265,82 @@ _xlstm() {
             --json'[one JSON object]' \
             --csv'[comma-separated lines]' \
             --md'[a Markdown table]' \
+            {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
+            --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
+            --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \
+            --state-dtype'=[recurrent state\: float32, bfloat16 or int8]:TYPE: ' \
+            --norm-reduction-float32'=[compute all norms in float32]:norm-reduction-float32:(auto on off)' \
+            {-t,--threads}'=[threads to compute with]:N: ' \
+            --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
+            --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
+            --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
+            --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
+            --no-repack'[use the weights as they lie in the file]' \
+            '*'--set'=[override a key of config.json, or stand in for it]:KEY=VALUE: ' \
+            {-v,--verbose}'[more notes on standard error]' \
+            {-q,--quiet}'[no warnings and no progress on standard error]' \
+            '*:file:_files'
+        ;;
+    ingest)
+        _arguments \
+            {-f,--file}'=[the text]:FILE:_files' \
+            --state-out'=[where the state goes]:FILE:_files' \
+            --state-in'=[begin where a saved state stands]:FILE:_files' \
+            --checkpoint-every'=[save the state every N tokens]:N: ' \
+            --resume'[go on from the checkpoint in --state-out, or begin if there is none]' \
+            {-j,--json}'[print what was done as JSON]' \
+            {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
+            --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
+            --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \
+            --state-dtype'=[recurrent state\: float32, bfloat16 or int8]:TYPE: ' \
+            --norm-reduction-float32'=[compute all norms in float32]:norm-reduction-float32:(auto on off)' \
+            {-t,--threads}'=[threads to compute with]:N: ' \
+            --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
+            --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
+            --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
+            --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
+            --no-repack'[use the weights as they lie in the file]' \
+            '*'--set'=[override a key of config.json, or stand in for it]:KEY=VALUE: ' \
+            {-v,--verbose}'[more notes on standard error]' \
+            {-q,--quiet}'[no warnings and no progress on standard error]' \
+            '*:file:_files'
+        ;;
+    state)
+        _arguments \
+            --to'=[convert\: float32, bfloat16, int8 or float64]:DTYPE: ' \
+            --weights'=[mix\: one number a file]:W,W,...: ' \
+            --note'=[convert, mix, import\: a note for the new file]:TEXT: ' \
+            {-j,--json}'[describe, diff\: print JSON]' \
+            '*:file:_files'
+        ;;
+    session)
+        _arguments \
+            --store'=[where sessions are kept]:FOLDER: ' \
+            --name'=[fork, put\: the new session'\''s name]:NAME: ' \
+            --create'[resume\: begin a session of that name if there is none]' \
+            --idle'=[expire\: not used for this long\: 30d, 12h, 90m, 5s]:AGE: ' \
+            --max-tokens'=[resume\: end after N new tokens]:N: ' \
+            --stats'[resume\: tokens a second on standard error]' \
+            {-j,--json}'[list, show\: print JSON]' \
+            {-p,--prompt}'=[the text to read]:TEXT: ' \
+            {-f,--prompt-file}'=[read the text from a file, byte for byte]:FILE:_files' \
+            '*'--prompt-ids'=[token ids instead of text\: 1,2,3]:IDS: ' \
+            --escape'[interpret \n, \t, \xHH, \uHHHH and the like in --prompt and --stop]' \
+            --temperature'=[1 samples as the model says, less is safer, 0 always takes the likeliest token]:T: ' \
+            --top-k'=[choose among the K likeliest tokens]:K: ' \
+            --top-p'=[choose among the likeliest tokens that together reach P, the crossing one included]:P: ' \
+            --min-p'=[drop tokens below P times the likeliest]:P: ' \
+            --repetition-penalty'=[divide the logits of tokens seen, prompt included]:R: ' \
+            --frequency-penalty'=[subtract F from a token'\''s logit for each time it was seen]:F: ' \
+            --presence-penalty'=[subtract F once from the logits of tokens seen]:F: ' \
+            --penalty-window'=[how many last tokens the penalties look at]:N: ' \
+            '*'--logit-bias'=[add to a token'\''s logit, -inf forbids it]:ID=BIAS: ' \
+            --seed'=[same seed, same text]:N: ' \
+            '*'--stop'=[end before this text appears]:TEXT: ' \
+            '*'--stop-id'=[end at these token ids]:IDS: ' \
+            --ignore-eos'[go on past the model'\''s end-of-text tokens]' \
             {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
             --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
             --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \

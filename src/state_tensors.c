@@ -232,7 +232,7 @@ enum { NPY_HEADER = 128, LOCAL_HEADER = 30, CENTRAL_HEADER = 46, END_RECORD = 22
 static void make_npy_header(uint8_t out[NPY_HEADER], const tensor *t)
 {
     static const uint8_t magic[10] = {0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0, NPY_HEADER - 10, 0};
-    char shape[80] = "", text[NPY_HEADER];
+    char shape[96] = "", text[160];
     for (uint32_t r = 0; r < t->rank; r++) {
         snprintf(shape + strlen(shape), sizeof(shape) - strlen(shape), "%zu,", t->shape[r]);
     }
@@ -240,7 +240,7 @@ static void make_npy_header(uint8_t out[NPY_HEADER], const tensor *t)
              t->type == E_U64 ? "<u8" : "<f4", shape);
     memset(out, ' ', NPY_HEADER);
     memcpy(out, magic, sizeof(magic));
-    memcpy(out + sizeof(magic), text, strlen(text));
+    memcpy(out + sizeof(magic), text, XL_MIN(strlen(text), NPY_HEADER - sizeof(magic) - 1));
     out[NPY_HEADER - 1] = '\n';
 }
 

@@ -15,7 +15,8 @@ static int open_texts(xlstm_tokenizer **out, const char *json, size_t size, cons
     xlstm_tokenizer *t = xl_calloc(1, sizeof *t, err);
     if (t == NULL) return XLSTM_E_MEMORY;
     int status = xl_tokenizer_read(t, json, size, name, err);
-    if (status == XLSTM_OK && config != NULL) status = xl_tokenizer_read_config(t, config, config_size, config_name, err);
+    if (status == XLSTM_OK && config != NULL)
+        status = xl_tokenizer_read_config(t, config, config_size, config_name, err);
     if (status != XLSTM_OK) {
         xlstm_tokenizer_free(t);
         return status;
@@ -36,7 +37,8 @@ int xlstm_tokenizer_open_memory(xlstm_tokenizer **out, const char *json, size_t 
 }
 
 /* Reads folder/name if it is there; *text stays NULL otherwise. */
-static int read_side_file(char **text, size_t *size, char **path, const char *folder, const char *name, xlstm_error *err)
+static int read_side_file(char **text, size_t *size, char **path, const char *folder, const char *name,
+                          xlstm_error *err)
 {
     *path = xl_join(folder, name, err);
     if (*path == NULL) return XLSTM_E_MEMORY;
@@ -126,6 +128,7 @@ void xlstm_tokenizer_free(xlstm_tokenizer *tokenizer)
     xl_release(tokenizer->flags);
     xl_release((void *)tokenizer->whole);
     xl_release(tokenizer->merges.slots);
+    for (uint32_t i = 0; i < tokenizer->n_added; i++) xl_release(tokenizer->added[i].shown);
     xl_release(tokenizer->added);
     xl_trie_free(&tokenizer->raw_trie);
     xl_trie_free(&tokenizer->normal_trie);
@@ -138,10 +141,7 @@ void xlstm_tokenizer_free(xlstm_tokenizer *tokenizer)
     xl_release(tokenizer);
 }
 
-uint32_t xlstm_tokenizer_size(const xlstm_tokenizer *tokenizer)
-{
-    return tokenizer->spelling.n_ids;
-}
+uint32_t xlstm_tokenizer_size(const xlstm_tokenizer *tokenizer) { return tokenizer->spelling.n_ids; }
 
 int32_t xlstm_tokenizer_find(const xlstm_tokenizer *tokenizer, const char *token)
 {
@@ -158,22 +158,10 @@ bool xlstm_tokenizer_is_special(const xlstm_tokenizer *tokenizer, int32_t id)
     return xlstm_tokenizer_token(tokenizer, id) != NULL && (tokenizer->flags[id] & XL_TOKEN_SPECIAL) != 0;
 }
 
-int32_t xlstm_tokenizer_bos(const xlstm_tokenizer *tokenizer)
-{
-    return tokenizer->bos;
-}
+int32_t xlstm_tokenizer_bos(const xlstm_tokenizer *tokenizer) { return tokenizer->bos; }
 
-int32_t xlstm_tokenizer_end_of_text(const xlstm_tokenizer *tokenizer)
-{
-    return tokenizer->end_of_text;
-}
+int32_t xlstm_tokenizer_end_of_text(const xlstm_tokenizer *tokenizer) { return tokenizer->end_of_text; }
 
-xlstm_switch xlstm_tokenizer_adds_bos(const xlstm_tokenizer *tokenizer)
-{
-    return tokenizer->adds_bos;
-}
+xlstm_switch xlstm_tokenizer_adds_bos(const xlstm_tokenizer *tokenizer) { return tokenizer->adds_bos; }
 
-const char *xlstm_tokenizer_chat_template(const xlstm_tokenizer *tokenizer)
-{
-    return tokenizer->chat_template;
-}
+const char *xlstm_tokenizer_chat_template(const xlstm_tokenizer *tokenizer) { return tokenizer->chat_template; }

@@ -77,6 +77,8 @@ static inline const xl_merge *xl_merges_find(const xl_merges *merges, uint32_t l
 
 typedef struct xl_added {
     uint32_t id;
+    char *shown; /* what decoding starts from where the normaliser changes the text; else NULL. Owned */
+    size_t shown_size;
     bool special, normalized, lstrip, rstrip, single_word;
 } xl_added;
 
@@ -134,6 +136,7 @@ typedef struct xl_matcher {
     bool matched; /* last_end is one */
     xl_text stand_in;
     struct pcre2_real_match_data_8 *data;
+    struct pcre2_real_match_context_8 *limits;
 } xl_matcher;
 
 /* Zero a matcher before its first start; starting again reuses its memory. */
@@ -175,17 +178,17 @@ typedef enum xl_step_kind {
 typedef struct xl_step {
     xl_step_kind kind;
     xl_form form;
-    xl_pattern pattern;                  /* SPLIT, REPLACE, BYTE_LEVEL, METASPACE (the mark) */
-    xl_behavior behavior;                /* SPLIT */
-    bool invert;                         /* SPLIT */
-    bool use_pattern;                    /* BYTE_LEVEL, METASPACE: split as well */
-    bool prefix;                         /* BYTE_LEVEL: space, METASPACE: mark in front */
-    bool prefix_first;                   /* METASPACE: only at the start of the text */
-    bool left, right;                    /* STRIP_SPACE */
-    char *text;                          /* PREPEND, REPLACE, STRIP: one character. Owned */
-    size_t text_size;                    /* bytes of text */
-    uint32_t start, stop;                /* STRIP: at most so many */
-    bool fused;                          /* decoders: the input is one token that arrives in parts */
+    xl_pattern pattern;   /* SPLIT, REPLACE, BYTE_LEVEL, METASPACE (the mark) */
+    xl_behavior behavior; /* SPLIT */
+    bool invert;          /* SPLIT */
+    bool use_pattern;     /* BYTE_LEVEL, METASPACE: split as well */
+    bool prefix;          /* BYTE_LEVEL: space, METASPACE: mark in front */
+    bool prefix_first;    /* METASPACE: only at the start of the text */
+    bool left, right;     /* STRIP_SPACE */
+    char *text;           /* PREPEND, REPLACE, STRIP: one character. Owned */
+    size_t text_size;     /* bytes of text */
+    uint32_t start, stop; /* STRIP: at most so many */
+    bool fused;           /* decoders: the input is one token that arrives in parts */
 } xl_step;
 
 struct xlstm_tokenizer {
@@ -204,7 +207,7 @@ struct xlstm_tokenizer {
     uint32_t glue[32]; /* characters; U+2581 is always one */
     uint32_t n_glue;
 
-    xl_added *added;
+    xl_added *added; /* [n_added] ascending ids */
     uint32_t n_added;
     xl_trie raw_trie, normal_trie; /* added tokens sought before and after normalisation */
 
@@ -219,7 +222,7 @@ struct xlstm_tokenizer {
     char *chat_template;
 };
 
-enum { XL_TOKEN_MODEL = 1, XL_TOKEN_ADDED = 2, XL_TOKEN_SPECIAL = 4 };
+enum { XL_TOKEN_MODEL = 1, XL_TOKEN_ADDED = 2, XL_TOKEN_SPECIAL = 4, XL_TOKEN_SHOWN = 8 /* xl_added.shown is set */ };
 enum { XL_WHOLE_UNKNOWN, XL_WHOLE_YES, XL_WHOLE_NO };
 
 /* ByteLevel's stand-ins: a printable character for every byte. */
@@ -227,6 +230,9 @@ uint32_t xl_byte_char(uint8_t byte);
 int xl_char_byte(uint32_t code); /* -1: no stand-in */
 /* The bytes that a text of stand-ins means; false (out restored) if another character is in it. */
 bool xl_bytes_of(xl_text *out, const char *s, size_t n);
+
+/* The added token of an id, NULL if it is none. */
+const xl_added *xl_added_find(const xlstm_tokenizer *t, uint32_t id);
 
 /* Fills a zeroed tokenizer; `name` for messages. What was allocated is freed by xlstm_tokenizer_free. */
 int xl_tokenizer_read(xlstm_tokenizer *t, const char *json, size_t size, const char *name, xlstm_error *err);

@@ -63,7 +63,9 @@ static int fallback_byte(const char *s, size_t n)
     if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
     int value = 0;
     for (size_t k = 3; k < 5; k++) {
-        int c = s[k], digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+        int c = s[k], digit = c >= '0' && c <= '9'                 ? c - '0'
+                              : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10
+                                                                   : -1;
         if (digit < 0 && !(c == '+' && k == 3)) return -1;
         value = digit < 0 ? 0 : value * 16 + digit;
     }
@@ -204,16 +206,28 @@ static void metaspace(xlstm_stream *s, uint32_t i, const char *text, size_t n)
 static void feed_token(xlstm_stream *s, uint32_t i, const char *text, size_t n)
 {
     switch (s->t->decoders[i].kind) {
-    case XL_STEP_BYTE_LEVEL: byte_level(s, i, text, n); break;
-    case XL_STEP_BYTE_FALLBACK: byte_fallback(s, i, text, n); break;
-    case XL_STEP_REPLACE: replace(s, i, text, n); break;
-    case XL_STEP_STRIP: strip(s, i, text, n); break;
-    case XL_STEP_METASPACE: metaspace(s, i, text, n); break;
+    case XL_STEP_BYTE_LEVEL:
+        byte_level(s, i, text, n);
+        break;
+    case XL_STEP_BYTE_FALLBACK:
+        byte_fallback(s, i, text, n);
+        break;
+    case XL_STEP_REPLACE:
+        replace(s, i, text, n);
+        break;
+    case XL_STEP_STRIP:
+        strip(s, i, text, n);
+        break;
+    case XL_STEP_METASPACE:
+        metaspace(s, i, text, n);
+        break;
     case XL_STEP_JOIN:
         if (s->machines[i].count++ > 0) feed(s, i + 1, " ", 1);
         feed(s, i + 1, text, n);
         break;
-    default: feed(s, i + 1, text, n); break; /* FUSE: what follows is marked as fused */
+    default:
+        feed(s, i + 1, text, n);
+        break; /* FUSE: what follows is marked as fused */
     }
 }
 
@@ -279,8 +293,14 @@ static int push(xlstm_stream *s, int32_t id, xlstm_error *err)
                        t->spelling.n_ids == 0 ? 0 : t->spelling.n_ids - 1);
     }
     if (s->skip_special && (t->flags[id] & XL_TOKEN_SPECIAL)) return XLSTM_OK;
+    size_t n = t->spelling.length[id];
+    if (t->flags[id] & XL_TOKEN_SHOWN) {
+        const xl_added *a = xl_added_find(t, (uint32_t)id);
+        text = a->shown;
+        n = a->shown_size;
+    }
     s->err = err;
-    feed(s, 0, text, t->spelling.length[id]);
+    feed(s, 0, text, n);
     return check(s, err);
 }
 

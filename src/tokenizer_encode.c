@@ -110,7 +110,9 @@ int xl_encoder_normalize(xl_encoder *e, const char **result, size_t *size, const
             if (xl_normal_prefix(step->form, s, n) == n) continue;
             status = xl_normalize(out, step->form, s, n, e->err);
             break;
-        case XL_STEP_LOWER: xl_lower(out, s, n); break;
+        case XL_STEP_LOWER:
+            xl_lower(out, s, n);
+            break;
         case XL_STEP_STRIP_SPACE: {
             size_t from = step->left ? spaces_after(s, 0, n) : 0;
             size_t to = step->right && from < n ? spaces_before(s, n) : n;
@@ -123,7 +125,9 @@ int xl_encoder_normalize(xl_encoder *e, const char **result, size_t *size, const
             xl_text_add(out, step->text, step->text_size);
             xl_text_add(out, s, n);
             break;
-        default: status = replace(e, out, step, &e->replacer[i], s, n); break;
+        default:
+            status = replace(e, out, step, &e->replacer[i], s, n);
+            break;
         }
         if (status != XLSTM_OK) return status;
         xl_text_add(out, "", 0);
@@ -173,8 +177,10 @@ static int event(cutter *c, size_t from, size_t to, bool match)
     bool previous = c->previous;
     c->previous = match;
     switch (c->behavior) {
-    case XL_REMOVED: return match ? XLSTM_OK : hand_down(c, from, to);
-    case XL_ISOLATED: return hand_down(c, from, to);
+    case XL_REMOVED:
+        return match ? XLSTM_OK : hand_down(c, from, to);
+    case XL_ISOLATED:
+        return hand_down(c, from, to);
     case XL_CONTIGUOUS:
         if (c->pending && match == previous) break;
         status = flush(c);
@@ -196,8 +202,8 @@ static int event(cutter *c, size_t from, size_t to, bool match)
     return status;
 }
 
-static int split(xl_encoder *e, uint32_t i, const xl_pattern *pattern, xl_behavior behavior, bool invert,
-                 const char *s, size_t n, bool first)
+static int split(xl_encoder *e, uint32_t i, const xl_pattern *pattern, xl_behavior behavior, bool invert, const char *s,
+                 size_t n, bool first)
 {
     int status = XLSTM_OK;
     if (xl_pattern_covers(pattern) && (behavior == XL_ISOLATED || (behavior == XL_REMOVED && invert))) {
@@ -343,7 +349,8 @@ int xlstm_tokenizer_encode(int32_t **ids, size_t *n, const xlstm_tokenizer *toke
     *ids = NULL;
     *n = 0;
     if (size > INT32_MAX) {
-        return xl_fail(err, XLSTM_E_ARGUMENT, "expected a text of at most 2 GB, found %zu bytes; encode it in parts", size);
+        return xl_fail(err, XLSTM_E_ARGUMENT, "expected a text of at most 2 GB, found %zu bytes; encode it in parts",
+                       size);
     }
     char *copy = NULL;
     if (xl_utf8_valid(text, size) < size) {

@@ -4,6 +4,7 @@
  */
 #include "tokenizer.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 enum { NESTING = 8 }; /* Sequence inside Sequence */
@@ -109,8 +110,8 @@ static int read_metaspace(xl_step *out, const json_t *object, const char *where,
     out->prefix_first = strcmp(scheme, "first") == 0;
     out->prefix = out->prefix_first || strcmp(scheme, "always") == 0;
     if (!out->prefix && strcmp(scheme, "never") != 0) {
-        return xl_fail(err, XLSTM_E_FORMAT, "%s: field \"prepend_scheme\": expected always, first or never, found \"%s\"",
-                       where, scheme);
+        return xl_fail(err, XLSTM_E_FORMAT,
+                       "%s: field \"prepend_scheme\": expected always, first or never, found \"%s\"", where, scheme);
     }
     if (!prefix) out->prefix = out->prefix_first = false;
     return XLSTM_OK;
@@ -177,10 +178,11 @@ static int read_normalizer(xl_step *out, const json_t *object, const char *type,
         int status = xl_json_bool(&out->left, object, "strip_left", where, err);
         return status == XLSTM_OK ? xl_json_bool(&out->right, object, "strip_right", where, err) : status;
     }
-    return xl_fail(err, XLSTM_E_UNSUPPORTED,
-                   "%s: normalizer \"%.60s\" is not supported; known are NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, "
-                   "Replace and Sequence",
-                   where, type);
+    return xl_fail(
+        err, XLSTM_E_UNSUPPORTED,
+        "%s: normalizer \"%.60s\" is not supported; known are NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, "
+        "Replace and Sequence",
+        where, type);
 }
 
 /* ---- pre-tokenizer ---------------------------------------------------------------------------------------------- */
@@ -204,7 +206,8 @@ static int read_behavior(xl_behavior *out, const json_t *object, const char *whe
             return XLSTM_OK;
         }
     }
-    return xl_fail(err, XLSTM_E_FORMAT, "%s: field \"behavior\": \"%.60s\" is none of the five behaviours", where, name);
+    return xl_fail(err, XLSTM_E_FORMAT, "%s: field \"behavior\": \"%.60s\" is none of the five behaviours", where,
+                   name);
 }
 
 static int read_splitter(xl_step *out, const json_t *object, const char *type, const char *where, xlstm_error *err)
@@ -274,10 +277,11 @@ static int read_decoder(xl_step *out, const json_t *object, const char *type, co
         out->stop = (uint32_t)stop;
         return status == XLSTM_OK ? copy_text(&out->text, &out->text_size, text, n, err) : status;
     }
-    return xl_fail(err, XLSTM_E_UNSUPPORTED,
-                   "%s: decoder \"%.60s\" is not supported; known are ByteLevel, Metaspace, Replace, ByteFallback, Fuse, "
-                   "Strip and Sequence",
-                   where, type);
+    return xl_fail(
+        err, XLSTM_E_UNSUPPORTED,
+        "%s: decoder \"%.60s\" is not supported; known are ByteLevel, Metaspace, Replace, ByteFallback, Fuse, "
+        "Strip and Sequence",
+        where, type);
 }
 
 /* From where on there is only one token, that arrives in parts. */
@@ -332,14 +336,16 @@ static int read_template(xlstm_tokenizer *t, const json_t *object, const char *w
         const json_t *ids = token == NULL ? NULL : json_object_get(json_object_get(tokens, token), "ids");
         if (!json_is_array(ids)) {
             return xl_fail(err, XLSTM_E_FORMAT,
-                           "%s: single[%zu]: expected a SpecialToken listed in special_tokens, or Sequence A once", where, i);
+                           "%s: single[%zu]: expected a SpecialToken listed in special_tokens, or Sequence A once",
+                           where, i);
         }
         for (size_t k = 0; k < json_array_size(ids); k++) {
             uint32_t id;
             int status = read_id(&id, json_array_get(ids, k), where, token, err);
             if (status == XLSTM_OK) status = known_id(t, id, where, err);
             if (status != XLSTM_OK) return status;
-            if (n[behind] == TEMPLATE_MAX) return xl_fail(err, XLSTM_E_UNSUPPORTED, "%s: too many special tokens", where);
+            if (n[behind] == TEMPLATE_MAX)
+                return xl_fail(err, XLSTM_E_UNSUPPORTED, "%s: too many special tokens", where);
             side[behind][n[behind]++] = (int32_t)id;
         }
     }
@@ -407,15 +413,15 @@ static int read_flags(xlstm_tokenizer *t, const json_t *model, const char *where
         int status = xl_json_text(&text, model, refused[i], where, err);
         if (status != XLSTM_OK) return status;
         if (text[0] != '\0') {
-            return xl_fail(err, XLSTM_E_UNSUPPORTED, "%s: field \"%s\": \"%.40s\" is not supported; expected none", where,
-                           refused[i], text);
+            return xl_fail(err, XLSTM_E_UNSUPPORTED, "%s: field \"%s\": \"%.40s\" is not supported; expected none",
+                           where, refused[i], text);
         }
     }
     double dropout = 0;
     int status = xl_json_real(&dropout, model, "dropout", 0, 1, where, err);
     if (status == XLSTM_OK && dropout != 0) {
-        status = xl_fail(err, XLSTM_E_UNSUPPORTED, "%s: field \"dropout\": expected null or 0: ids must be reproducible",
-                         where);
+        status = xl_fail(err, XLSTM_E_UNSUPPORTED,
+                         "%s: field \"dropout\": expected null or 0: ids must be reproducible", where);
     }
     if (status == XLSTM_OK) status = xl_json_bool(&t->fuse_unk, model, "fuse_unk", where, err);
     if (status == XLSTM_OK) status = xl_json_bool(&t->byte_fallback, model, "byte_fallback", where, err);
@@ -430,7 +436,8 @@ static int read_vocab(xlstm_tokenizer *t, const json_t *vocab, const json_t *add
     const char *key;
     json_t *value;
     int status;
-    json_object_foreach((json_t *)vocab, key, value) {
+    json_object_foreach((json_t *)vocab, key, value)
+    {
         if ((status = read_id(&id, value, where, key, err)) != XLSTM_OK) return status;
         n_ids = XL_MAX(n_ids, id + 1);
     }
@@ -446,12 +453,13 @@ static int read_vocab(xlstm_tokenizer *t, const json_t *vocab, const json_t *add
     t->flags = xl_calloc((size_t)n_ids + 1, 1, err);
     t->whole = xl_calloc((size_t)n_ids + 1, sizeof *t->whole, err);
     if (t->flags == NULL || t->whole == NULL) return XLSTM_E_MEMORY;
-    json_object_foreach((json_t *)vocab, key, value) {
+    json_object_foreach((json_t *)vocab, key, value)
+    {
         id = (uint32_t)json_integer_value(value);
         const char *other = xl_names_get(&t->spelling, id);
         if (other != NULL) {
-            return xl_fail(err, XLSTM_E_FORMAT, "%s: vocab: id %u belongs to both \"%.60s\" and \"%.60s\"", where, id, other,
-                           key);
+            return xl_fail(err, XLSTM_E_FORMAT, "%s: vocab: id %u belongs to both \"%.60s\" and \"%.60s\"", where, id,
+                           other, key);
         }
         status = xl_names_add(&t->spelling, id, key, strlen(key), err); /* the parser has refused duplicate keys */
         if (status != XLSTM_OK) return status;
@@ -499,7 +507,8 @@ static int read_merges(xlstm_tokenizer *t, const json_t *merges, const char *whe
             }
         }
         if (side[0] == NULL || side[1] == NULL) {
-            status = xl_fail(err, XLSTM_E_FORMAT, "%s: merges[%zu]: expected \"left right\" or [left, right]", where, rank);
+            status =
+                xl_fail(err, XLSTM_E_FORMAT, "%s: merges[%zu]: expected \"left right\" or [left, right]", where, rank);
             break;
         }
         uint32_t left = 0, right = 0, id = 0;
@@ -552,7 +561,7 @@ static int read_model(xlstm_tokenizer *t, const json_t *model, const json_t *add
 {
     if (!json_is_object(model)) return wrong(err, where, "model", "an object", model);
     const json_t *vocab = json_object_get(model, "vocab"), *merges = json_object_get(model, "merges");
-    const char *type = json_is_array(merges) ? "BPE" : "unnamed", *unk = NULL;
+    const char *type = merges != NULL ? "BPE" : "unnamed", *unk = NULL;
     int status = xl_json_text(&type, model, "type", where, err);
     if (status != XLSTM_OK) return status;
     if (strcmp(type, "BPE") != 0) {
@@ -640,6 +649,18 @@ static int read_added_token(xlstm_tokenizer *t, const json_t *object, uint32_t *
     return XLSTM_OK;
 }
 
+static int by_id(const void *a, const void *b)
+{
+    uint32_t x = ((const xl_added *)a)->id, y = ((const xl_added *)b)->id;
+    return (x > y) - (x < y);
+}
+
+const xl_added *xl_added_find(const xlstm_tokenizer *t, uint32_t id)
+{
+    const xl_added key = {.id = id};
+    return t->n_added == 0 ? NULL : bsearch(&key, t->added, t->n_added, sizeof key, by_id);
+}
+
 static int read_added(xlstm_tokenizer *t, const json_t *list, const char *name, xlstm_error *err)
 {
     size_t n = json_array_size(list);
@@ -651,8 +672,17 @@ static int read_added(xlstm_tokenizer *t, const json_t *list, const char *name, 
         snprintf(where, sizeof where, "%.200s: added_tokens[%zu]", name, i);
         status = read_added_token(t, json_array_get(list, i), place, where, err);
     }
+    if (t->n_added > 1) qsort(t->added, t->n_added, sizeof *t->added, by_id);
     xl_release(place);
     return status;
+}
+
+/* Decoding starts from the normalised text, as encoding ended there. */
+static int remember_shown(xlstm_tokenizer *t, xl_added *a, const char *normal, size_t n, xlstm_error *err)
+{
+    if (n == t->spelling.length[a->id] && memcmp(normal, xl_names_get(&t->spelling, a->id), n) == 0) return XLSTM_OK;
+    t->flags[a->id] |= XL_TOKEN_SHOWN;
+    return copy_text(&a->shown, &a->shown_size, normal, n, err);
 }
 
 /* The texts to look for: as they are, or as the normaliser leaves them. */
@@ -667,6 +697,7 @@ static int build_tries(xlstm_tokenizer *t, xlstm_error *err)
             const char *s = xl_names_get(&t->spelling, t->added[i].id);
             size_t n = t->spelling.length[t->added[i].id];
             if (normal) status = xl_encoder_normalize(&e, &s, &n, s, n);
+            if (status == XLSTM_OK && pass == 0) status = remember_shown(t, &t->added[i], s, n, err);
             if (status != XLSTM_OK) break;
             if (pass == 0) total[normal] += n;
             else xl_trie_add(normal ? &t->normal_trie : &t->raw_trie, s, n, (int32_t)i);
@@ -735,8 +766,8 @@ int xl_tokenizer_read(xlstm_tokenizer *t, const char *json, size_t size, const c
 }
 
 /* A special token of tokenizer_config.json: "text", {"content": "text"}, or null. */
-static int read_named_token(int32_t *id, const xlstm_tokenizer *t, const json_t *root, const char *key, const char *name,
-                            xlstm_error *err)
+static int read_named_token(int32_t *id, const xlstm_tokenizer *t, const json_t *root, const char *key,
+                            const char *name, xlstm_error *err)
 {
     const json_t *value = json_object_get(root, key);
     if (value == NULL || json_is_null(value)) return XLSTM_OK;

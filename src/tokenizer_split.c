@@ -12,8 +12,13 @@
 
 #include <string.h>
 
-enum { KIND_OTHER = 0, KIND_LETTER = XL_LETTER, KIND_NUMBER = XL_NUMBER, KIND_SPACE = XL_SPACE,
-       KIND_MASK = XL_LETTER | XL_NUMBER | XL_SPACE };
+enum {
+    KIND_OTHER = 0,
+    KIND_LETTER = XL_LETTER,
+    KIND_NUMBER = XL_NUMBER,
+    KIND_SPACE = XL_SPACE,
+    KIND_MASK = XL_LETTER | XL_NUMBER | XL_SPACE
+};
 
 static const char gpt2_source[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 static const char cl100k_head[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|";
@@ -21,10 +26,7 @@ static const char cl100k_tail[] = "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+
 
 /* ---- hand-written splitters ------------------------------------------------------------------------------------- */
 
-static inline unsigned next_kind(const uint8_t **p)
-{
-    return xl_class(xl_utf8_next(p)) & KIND_MASK;
-}
+static inline unsigned next_kind(const uint8_t **p) { return xl_class(xl_utf8_next(p)) & KIND_MASK; }
 
 static inline const uint8_t *skip_kind(const uint8_t *p, const uint8_t *end, unsigned kind)
 {
@@ -145,7 +147,8 @@ static bool known_expression(xl_pattern *out, const char *source, size_t n)
 static int refuse(xlstm_error *err, const char *where, const char *what)
 {
     return xl_fail(err, XLSTM_E_UNSUPPORTED,
-                   "%s: the regular expression uses %s, which this build cannot match as Hugging Face does", where, what);
+                   "%s: the regular expression uses %s, which this build cannot match as Hugging Face does", where,
+                   what);
 }
 
 /* \p{Name}: one- and two-letter categories as they are; scripts by their own property, not by script extensions. */
@@ -194,7 +197,8 @@ static int rewrite(xl_text *out, const char *s, size_t n, const char *where, xls
             continue;
         }
         if (in_class && c == '&' && i + 1 < n && s[i + 1] == '&') return refuse(err, where, "&& in a character class");
-        if (in_class && c == '[' && (i + 1 == n || s[i + 1] != ':')) return refuse(err, where, "nested character classes");
+        if (in_class && c == '[' && (i + 1 == n || s[i + 1] != ':'))
+            return refuse(err, where, "nested character classes");
         if (in_class && c == '[') return refuse(err, where, "[:name:] classes");
         if (!in_class && c == '(' && i + 2 < n && s[i + 1] == '?') {
             if (memchr(":=!>#<i-m", s[i + 2], 9) == NULL) return refuse(err, where, "an unusual (?...) group");
@@ -316,24 +320,29 @@ int xl_matcher_start(xl_matcher *m, const xl_pattern *p, const char *s, size_t n
     if (p->kind != XL_PATTERN_REGEX) return XLSTM_OK;
     replace_newer(m);
     if (m->data == NULL) m->data = pcre2_match_data_create(1, NULL);
-    if (m->data == NULL || m->stand_in.failed) return xl_fail(err, XLSTM_E_MEMORY, "out of memory to match %zu bytes", n);
+    if (m->limits == NULL) m->limits = pcre2_match_context_create(NULL);
+    if (m->data == NULL || m->limits == NULL || m->stand_in.failed)
+        return xl_fail(err, XLSTM_E_MEMORY, "out of memory to match %zu bytes", n);
+    /* A few steps back for every byte are normal; an expression that explodes is stopped early. */
+    pcre2_set_match_limit(m->limits, (uint32_t)XL_MIN((size_t)UINT32_MAX, 100000 + 32 * n));
     return XLSTM_OK;
 }
 
 static int next_regex(xl_matcher *m, size_t *from, size_t *to, xlstm_error *err)
 {
     while (m->at <= m->n) {
-        int found = pcre2_match(m->pattern->code, (PCRE2_SPTR)m->subject, m->n, m->at, PCRE2_NO_UTF_CHECK, m->data, NULL);
+        int found =
+            pcre2_match(m->pattern->code, (PCRE2_SPTR)m->subject, m->n, m->at, PCRE2_NO_UTF_CHECK, m->data, m->limits);
         if (found == PCRE2_ERROR_JIT_STACKLIMIT) {
             found = pcre2_match(m->pattern->code, (PCRE2_SPTR)m->subject, m->n, m->at,
-                                PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, m->data, NULL);
+                                PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, m->data, m->limits);
         }
         if (found == PCRE2_ERROR_NOMATCH) return 0;
         if (found < 0) {
             char reason[160];
             pcre2_get_error_message(found, (PCRE2_UCHAR *)reason, sizeof reason);
-            return xl_fail(err, XLSTM_E_UNSUPPORTED, "the tokenizer's regular expression gave up on %zu bytes: %s", m->n,
-                           reason);
+            return xl_fail(err, XLSTM_E_UNSUPPORTED, "the tokenizer's regular expression gave up on %zu bytes: %s",
+                           m->n, reason);
         }
         const size_t *match = pcre2_get_ovector_pointer(m->data);
         if (match[1] > match[0] || !m->matched || match[0] != m->last_end) {
@@ -385,7 +394,8 @@ int xl_matcher_next(xl_matcher *m, size_t *from, size_t *to, xlstm_error *err)
         *from = m->at;
         *to = m->at = (size_t)(xl_pattern_step(m->pattern, s, m->s + m->n) - m->s);
         return 1;
-    case XL_PATTERN_WORDS: return next_words(m, from, to);
+    case XL_PATTERN_WORDS:
+        return next_words(m, from, to);
     case XL_PATTERN_LITERAL: {
         if (m->pattern->text_size == 0) return 0;
         const char *found = memmem(s, m->n - m->at, m->pattern->text, m->pattern->text_size);
@@ -394,7 +404,8 @@ int xl_matcher_next(xl_matcher *m, size_t *from, size_t *to, xlstm_error *err)
         *to = m->at = *from + m->pattern->text_size;
         return 1;
     }
-    default: break;
+    default:
+        break;
     }
     const uint8_t *p = (const uint8_t *)s, *end = (const uint8_t *)m->s + m->n;
     while (p < end) {
@@ -411,5 +422,6 @@ void xl_matcher_free(xl_matcher *m)
 {
     xl_release(m->stand_in.data);
     pcre2_match_data_free(m->data);
+    pcre2_match_context_free(m->limits);
     *m = (xl_matcher){0};
 }

@@ -182,10 +182,7 @@ int32_t xl_trie_match(const xl_trie *trie, const char *s, size_t n, size_t *leng
 /* ---- byte stand-ins --------------------------------------------------------------------------------------------- */
 
 /* Printable Latin-1 characters stand for themselves; the 68 other bytes get U+0100 and up, in order. */
-static bool stands_for_itself(uint32_t c)
-{
-    return (c >= 0x21 && c <= 0x7e) || (c >= 0xa1 && c <= 0xff && c != 0xad);
-}
+static bool stands_for_itself(uint32_t c) { return (c >= 0x21 && c <= 0x7e) || (c >= 0xa1 && c <= 0xff && c != 0xad); }
 
 uint32_t xl_byte_char(uint8_t byte)
 {

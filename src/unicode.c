@@ -292,7 +292,8 @@ int xl_normalize(xl_text *out, xl_form form, const char *s, size_t n, xlstm_erro
     }
     free(seg.code);
     free(seg.ccc);
-    if (seg.failed || out->failed) return xl_fail(err, XLSTM_E_MEMORY, "out of memory normalising %zu bytes of text", n);
+    if (seg.failed || out->failed)
+        return xl_fail(err, XLSTM_E_MEMORY, "out of memory normalising %zu bytes of text", n);
     return XLSTM_OK;
 }
 

@@ -8,14 +8,16 @@
 #include "base.h"
 
 /* Bits of a code point's class. */
-enum { XL_LETTER = 1,    /* general category L */
-       XL_NUMBER = 2,    /* N */
-       XL_SPACE = 4,     /* White_Space */
-       XL_WORD = 8,      /* \w of UTS 18: alphabetic, marks, decimal digits, connectors, joiners */
-       XL_NUMERIC = 16,  /* N, by another version of Unicode than XL_NUMBER */
-       XL_PUNCT = 32,    /* ASCII punctuation or category P, by a third version */
-       XL_COMPOSES = 64, /* may change, or change its neighbours, under NFC; never set at the start of a segment */
-       XL_NEWER = 128 }; /* in xl_unicode_newer */
+enum {
+    XL_LETTER = 1,    /* general category L */
+    XL_NUMBER = 2,    /* N */
+    XL_SPACE = 4,     /* White_Space */
+    XL_WORD = 8,      /* \w of UTS 18: alphabetic, marks, decimal digits, connectors, joiners */
+    XL_NUMERIC = 16,  /* N, by another version of Unicode than XL_NUMBER */
+    XL_PUNCT = 32,    /* ASCII punctuation or category P, by a third version */
+    XL_COMPOSES = 64, /* may change, or change its neighbours, under NFC; never set at the start of a segment */
+    XL_NEWER = 128
+}; /* in xl_unicode_newer */
 
 typedef struct xl_unicode_decomposition {
     uint32_t code;
@@ -44,10 +46,7 @@ extern const size_t xl_unicode_n_canonical, xl_unicode_n_compatible, xl_unicode_
     xl_unicode_n_pairs, xl_unicode_n_lower;
 
 /* Any value below 0x110000. */
-static inline unsigned xl_class(uint32_t code)
-{
-    return xl_unicode_class_of[xl_unicode_page[code >> 8]][code & 255u];
-}
+static inline unsigned xl_class(uint32_t code) { return xl_unicode_class_of[xl_unicode_page[code >> 8]][code & 255u]; }
 
 /* Decodes the character at s, which is valid UTF-8, and moves s behind it. */
 static inline uint32_t xl_utf8_next(const uint8_t **s)

@@ -32,7 +32,7 @@ build()
 {
     echo "==== $1: build"
     if ! "$cmake" --preset "$1" >"$log/build" 2>&1 || ! "$cmake" --build --preset "$1" >>"$log/build" 2>&1; then
-        cat "$log/build"
+        grep -vE '^\[[0-9]+/[0-9]+\]' "$log/build" | tail -n 60
         count 0 1 0
         return 1
     fi
