@@ -255,8 +255,8 @@ static void test_stream(void **state)
                               "",
                               "\xe2\x82\xac",
                               "",
-                              "\xef\xbf\xbd"
-                              "a",
+                              ("\xef\xbf\xbd"
+                               "a"),
                               "",
                               ""};
     for (size_t i = 0; i < XL_COUNT(ids); i++) {
