@@ -127,7 +127,7 @@ static void conversation_free(conversation *v)
 static size_t find_conversation(const chat *c, const char *name)
 {
     size_t i = 0;
-    while (i < c->n && strcmp(c->conversations[i].name, name))
+    while (i < c->n && strcmp(c->conversations[i].name, name) != 0)
         i++;
     return i;
 }
@@ -411,7 +411,7 @@ static void run_chat_command(chat *c, char *line)
     const char *names[COUNT_OF(chat_commands)];
     for (size_t i = 0; i < COUNT_OF(chat_commands); i++) {
         names[i] = chat_commands[i].name;
-        if (strcmp(names[i], line))
+        if (strcmp(names[i], line) != 0)
             continue;
         if (!!chat_commands[i].argument != !!*argument) {
             c->failed = true;

@@ -141,7 +141,8 @@ static int print_json(const batch *b, size_t i)
 {
     const generation *g = b->g;
     const sample *s = &b->samples[i];
-    outputf("{\"index\":%zu,\"seed\":%llu", i, (unsigned long long)(g->sampling.seed.value + i));
+    const unsigned long long seed = g->sampling.seed.value + i;
+    outputf("{\"index\":%zu,\"seed\":%llu", i, seed);
     if (!g->o->no_echo) {
         outputf(",\"prompt_ids\":");
         output_json_ids(b->prompt->ids.ids, b->prompt->ids.n);
@@ -276,7 +277,7 @@ static int generate_samples_for(batch *b, counters *c)
 {
     generation *g = b->g;
     const generate_options *o = g->o;
-    xlstm_session **sessions = must(calloc(b->n, sizeof *sessions));
+    xlstm_session **sessions = must(calloc(b->n, sizeof(xlstm_session *)));
     xlstm_state *before = NULL; /* after the prompt; needed to take a stop text back out of a saved state */
     xlstm_error err = {0};
     int status = EXIT_OK;

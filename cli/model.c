@@ -75,8 +75,8 @@ const char *shipped_model(void)
             continue;
         *strrchr(path, '/') = 0;
         char *real = realpath(path, NULL);
-        if (real && strlen(real) < sizeof path)
-            strcpy(path, real);
+        if (real)
+            snprintf(path, sizeof path, "%s", real);
         free(real);
         return path;
     }

@@ -158,7 +158,7 @@ static int parse_cpu(uint32_t *out, const char *value, const value_source *sourc
     uint32_t bits = XLSTM_CPU_SCALAR;
     for (const char *at = value;;) {
         size_t n = strcspn(at, ","), i = 0;
-        while (i < COUNT_OF(cpu_names) && (strlen(cpu_names[i].name) != n || strncasecmp(cpu_names[i].name, at, n)))
+        while (i < COUNT_OF(cpu_names) && (strlen(cpu_names[i].name) != n || strncasecmp(cpu_names[i].name, at, n) != 0))
             i++;
         if (i == COUNT_OF(cpu_names))
             return wrong_value(source, value,
@@ -357,9 +357,11 @@ int options_parse(const command *c, void *options, int argc, char **argv, char *
             complain("try: xlstm %s --help", c->name);
             return EXIT_USAGE;
         }
-        size_t i = code >= CODE_FIRST ? (size_t)(code - CODE_FIRST) : 0;
-        while (code < CODE_FIRST && flat[i].row->letter != code)
+        size_t i = 0;
+        while (i < n && code != CODE_FIRST + (int)i && code != flat[i].row->letter)
             i++;
+        if (i == n)
+            continue;
         value_source source;
         snprintf(source.name, sizeof source.name, "--%s", flat[i].row->name);
         if (may_repeat(flat[i].row->kind) && !flat[i].replaced) {
@@ -473,7 +475,7 @@ void print_wrapped(FILE *to, const char *text, int column, int indent, int width
 
 const char *option_shown_preset(const option_row *row)
 {
-    return row->preset && strcmp(row->preset, "auto") ? row->preset : NULL;
+    return row->preset && strcmp(row->preset, "auto") != 0 ? row->preset : NULL;
 }
 
 void print_command_help(const command *c)

@@ -138,7 +138,7 @@ static int run(const void *options, char **arguments, size_t n)
         input_place place = {"standard input"};
         if (o->text) {
             buffer_add(&text, o->text, strlen(o->text));
-            strcpy(place.name, "--prompt");
+            place = (input_place){"--prompt"};
         } else {
             status = read_whole(&text, "-");
         }

@@ -64,7 +64,7 @@ json_t *xl_chat_keep(xl_render *r, json_t *value)
 {
     if (value && r->n_made == r->made_capacity) {
         size_t capacity = r->made_capacity ? 2 * r->made_capacity : 256;
-        json_t **made = xl_grow(r->made, capacity * sizeof *made, NULL);
+        json_t **made = xl_grow(r->made, capacity * sizeof(json_t *), NULL);
         if (made) {
             r->made = made;
             r->made_capacity = capacity;

@@ -914,7 +914,7 @@ bool xl_chat_test(xl_render *r, int line, const char *name, xl_value input, cons
         return xl_chat_contains(r, line, other, input);
     for (size_t i = 0; i < XL_COUNT(orders); i++) {
         for (size_t k = 0; k < 4 && orders[i].names[k]; k++) {
-            if (strcmp(orders[i].names[k], name))
+            if (strcmp(orders[i].names[k], name) != 0)
                 continue;
             int order = xl_chat_order(r, line, input, other);
             return order >= orders[i].low && order <= orders[i].high;

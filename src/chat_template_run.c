@@ -312,7 +312,9 @@ json_t *xl_chat_items(xl_render *r, int line, xl_value v)
         const char *key;
         json_t *value;
         json_object_foreach(v.json, key, value)
+        {
             json_array_append(items, xl_chat_string(r, key, strlen(key)));
+        }
         return items;
     }
     if (v.kind == XL_VALUE_JSON && json_is_string(v.json)) {
@@ -546,7 +548,9 @@ static json_int_t border(xl_render *r, const xl_node *n, json_int_t size, json_i
                          json_int_t high)
 {
     json_int_t i;
-    xl_value v = n ? evaluate(r, n) : xl_chat_json(json_null());
+    if (!n)
+        return absent;
+    xl_value v = evaluate(r, n);
     if (v.kind == XL_VALUE_JSON && json_is_null(v.json))
         return absent;
     if (!as_integer(v, &i)) {

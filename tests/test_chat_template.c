@@ -101,8 +101,7 @@ static void test_bounds(void **state)
     size_t n = 200000;
     char *source = malloc(2 * n + 100);
     for (size_t i = 0; i < sizeof openings / sizeof *openings; i++) {
-        strcpy(source, "{{ ");
-        char *end = source + 3;
+        char *end = stpcpy(source, "{{ ");
         while ((size_t)(end - source) < n)
             end = stpcpy(end, openings[i]);
         refuse(source, XLSTM_E_UNSUPPORTED, "nested");
