@@ -2,6 +2,7 @@
  * test_session.c — sessions, the ragged batch, BOS, forks, states and poisoning through the public API, on the model
  * that ships. Bit-identity is checked with memcmp on logits and on serialised states.
  */
+#include "make_model.h"
 #include "poison.h"
 
 #include <math.h>
@@ -428,6 +429,39 @@ static void test_evaluation_allocates_nothing(void **state)
 #endif
 }
 
+static double resident_mb(void)
+{
+    long all, pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%ld %ld", &all, &pages), 2);
+    fclose(f);
+    return (double)pages * (double)sysconf(_SC_PAGESIZE) / 1e6;
+}
+
+/* A prompt of 100,000 tokens in one call needs no more memory than one of 10,000. */
+static void test_a_long_prompt_takes_no_memory(void **state)
+{
+    (void)state;
+    enum { N = 100000 };
+    mk_model model = {.seed = 21};
+    char *folder = mk_folder();
+    mk_put_model(folder, &model);
+    xlstm_model *m = open_model(folder, NULL);
+    xlstm_session *s = new_session(m);
+    int32_t *ids = malloc(N * sizeof(*ids));
+    for (size_t i = 0; i < N; i++) ids[i] = random_id() % 48;
+    prefill(s, ids, N / 10);
+    double before = resident_mb();
+    prefill(s, ids, N);
+    assert_int_equal(xlstm_session_position(s), N + N / 10);
+    if (COUNTS_ALLOCATIONS) assert_true(resident_mb() - before < 1);
+    free(ids);
+    xlstm_session_free(s);
+    xlstm_model_free(m);
+    mk_remove_folder(folder);
+}
+
 static void *evaluate_in_thread(void *arg)
 {
     xlstm_session *s = arg;
@@ -476,6 +510,7 @@ int main(void)
         cmocka_unit_test(test_nan_names_block_and_stage_and_poisons),
         cmocka_unit_test(test_one_poisoned_session_leaves_the_others_alone),
         cmocka_unit_test(test_evaluation_allocates_nothing),
+        cmocka_unit_test(test_a_long_prompt_takes_no_memory),
         cmocka_unit_test(test_sessions_of_one_model_in_many_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
