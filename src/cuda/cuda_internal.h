@@ -1,0 +1,216 @@
+/*
+ * cuda_internal.h — what the files of the cuda backend share: the objects behind the opaque types, the tables a pass
+ * leaves on the device, and the launchers. Launchers enqueue on be->stream and never synchronise. Layer 2.
+ */
+#ifndef XL_CUDA_INTERNAL_H
+#define XL_CUDA_INTERNAL_H
+
+extern "C" {
+#include "backend.h"
+}
+
+#include <cuda_runtime.h>
+
+#include <vector>
+
+/* Weights on the device. Plain formats: [out][pitch] elements, the rest of a row zero. Block formats: tiles of 16
+ * rows, see cuda_quant.cuh; K-quants other than Q4_K are held as 8-bit values with one scale per 16. */
+struct xl_matrix {
+    xlstm_dtype dtype; /* as stored in the file, after `hold` */
+    uint32_t rank;
+    uint32_t out, in;
+    size_t pitch;    /* plain: elements a row */
+    uint8_t *data;   /* vectors: float [in] */
+    uint8_t *scales; /* block formats, inside the same allocation */
+    uint8_t *rows;   /* block formats used by embed: float [out][in] */
+    size_t bytes;
+};
+
+/* Room for [rows][width] float32; `dtype` says what it holds now (logits are float32 in every mode). */
+struct xl_buffer {
+    uint8_t *data;
+    size_t rows, width;
+    xlstm_dtype dtype;
+};
+
+/* [num_blocks][NH][dq][dv] C in the state dtype, then n and m twice in float32: a pass reads one copy and writes the
+ * other, because all tiles of a head read them while one writes. */
+struct xl_store {
+    uint8_t *data;
+    uint32_t parity; /* which copy is current */
+    xl_store *next;  /* free list */
+};
+
+/* A run as kernels see it; pointers are those of block 0. */
+struct cuda_run {
+    uint8_t *c;
+    const float *n_in, *m_in;
+    float *n_out, *m_out;
+    uint64_t position;
+    uint32_t row, count;
+    uint32_t chunk0, n_chunks; /* its pieces in the chunk table */
+};
+
+/* A piece of a run that ends at a chunk border, at a 64-token border inside the chunk, or with the run. */
+struct cuda_chunk {
+    uint32_t row, count;
+};
+
+enum { CHUNK = 64 };      /* most tokens a piece */
+enum { COUNTERS = 2048 }; /* kernels of a pass that hand out work */
+
+struct cuda_op {
+    enum kind_t { EMBED, RMSNORM, LINEAR, MLSTM, MHNORM, SWIGLU, ADD, GATHER, SOFTCAP } kind;
+    xl_buffer *y;
+    const xl_buffer *x, *x2;
+    const xl_matrix *matrix;
+    xl_norm norm;
+    xl_mlstm mlstm;
+    xl_linear group[8];
+    uint32_t n, width, fault;
+    float cap;
+    bool out_rows;
+};
+
+struct cuda_graph {
+    uint32_t rows, n_out;
+    uint64_t used; /* pass number, for replacement */
+    cudaGraphExec_t exec; /* NULL: seen once */
+};
+
+struct cuda_gemm;
+
+struct cuda_backend {
+    xl_backend base;
+    xl_backend_options opt;
+    xl_state_layout layout;
+    int device, sms, arch; /* arch: 90 for 9.0 */
+    size_t smem_max;       /* bytes a block can have */
+    char device_name[128];
+    cudaStream_t stream;
+    bool overlap; /* programmatic dependent launch works here */
+
+    /* one upload a pass: ids, out_rows, runs, chunks */
+    uint8_t *host_table, *device_table;
+    size_t table_bytes;
+    int32_t *ids;
+    uint32_t *out_rows;
+    cuda_run *runs; /* stepped ones first, then chunked */
+    cuda_chunk *chunks;
+    size_t max_chunks;
+    uint32_t *counters, *faults, *host_faults; /* counters [COUNTERS], then faults: one clearing */
+    uint32_t n_counters;                       /* handed to kernels of this pass */
+    uint8_t *intra; /* chunkwise scratch: per chunk and head */
+    size_t intra_bytes;
+
+    /* the pass */
+    xl_batch batch;
+    uint32_t n_step, n_chunked, n_chunks;
+    std::vector<cuda_op> ops;
+    bool open_pass, flushed, replay, after_kernel;
+    bool decode, single; /* every run is one token; every stepped run is */
+    cudaError_t failed;
+    char failed_what[160];
+    std::vector<cuda_graph> graphs;
+    uint64_t passes;
+
+    /* memory */
+    xl_store *free_stores;
+    size_t store_bytes, c_block, n_copy, m_copy; /* bytes of C a block, floats of one copy of n and of m */
+    uint8_t *pinned[2];
+    cudaEvent_t pinned_free[2];
+    uint8_t *raw[2]; /* device side of the same, for conversion */
+    uint32_t next_pinned;
+
+    cuda_gemm *gemm; /* NULL: cublasLt not found */
+    char gemm_note[160];
+    uint8_t *scratch; /* dequantised weights, split activations */
+    size_t scratch_bytes;
+};
+
+static inline cuda_backend *cuda_of(xl_backend *be) { return (cuda_backend *)be; }
+static inline const cuda_backend *cuda_of(const xl_backend *be) { return (const cuda_backend *)be; }
+
+/* Remembers the first failure of a pass. */
+void cuda_note(cuda_backend *be, cudaError_t code, const char *what);
+int cuda_fail(xlstm_error *err, cudaError_t code, const char *what);
+int cuda_alloc(cuda_backend *be, void **out, size_t bytes, const char *what, xlstm_error *err);
+/* Scratch of at least `bytes`, grown outside captures only. NULL on failure (noted). */
+void *cuda_scratch(cuda_backend *be, size_t bytes);
+
+static inline bool cuda_plain(xlstm_dtype t) { return t == XLSTM_F32 || t == XLSTM_F16 || t == XLSTM_BF16; }
+static inline size_t cuda_size(xlstm_dtype t) { return t == XLSTM_F32 ? 4 : 2; }
+
+/* Launches with the attributes that let a kernel start while its predecessor drains. */
+template <typename... P, typename... A>
+static inline void cuda_launch(cuda_backend *be, const char *what, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem,
+                               A... args)
+{
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = smem;
+    config.stream = be->stream;
+    config.attrs = &attribute;
+    config.numAttrs = be->overlap && be->after_kernel ? 1 : 0;
+    cudaError_t code = cudaLaunchKernelEx(&config, kernel, P(args)...);
+    if (code != cudaSuccess) cuda_note(be, code, what);
+    be->after_kernel = true;
+}
+
+/* cuda_elementwise.cu */
+void cuda_run_embed(cuda_backend *be, const cuda_op *op);
+void cuda_run_rmsnorm(cuda_backend *be, const cuda_op *op, uint32_t rows);
+void cuda_run_mhnorm(cuda_backend *be, const cuda_op *op, uint32_t rows);
+void cuda_run_swiglu(cuda_backend *be, const cuda_op *op, uint32_t rows);
+void cuda_run_add(cuda_backend *be, const cuda_op *op, uint32_t rows);
+void cuda_run_gather(cuda_backend *be, const cuda_op *op);
+void cuda_run_softcap(cuda_backend *be, const cuda_op *op);
+/* dst[rows][dst_pitch] = convert(src[rows][cols]), the rest of each row zero; plain dtypes. */
+void cuda_run_convert(cudaStream_t stream, void *dst, xlstm_dtype dst_type, size_t dst_pitch, const void *src,
+                      xlstm_dtype src_type, size_t rows, size_t cols);
+/* hi, mid, lo: bf16 [n] parts of float x whose sum is x to 24 bits; the third (and second) may be NULL */
+void cuda_run_split(cuda_backend *be, void *parts, size_t stride, uint32_t n_parts, const xl_buffer *x, size_t n);
+void cuda_run_bias(cuda_backend *be, const xl_linear *l, uint32_t rows);
+
+/* cuda_linear.cu */
+void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows);
+cudaError_t cuda_linear_setup(cuda_backend *be);
+
+/* cuda_gemm.cu: large products through cublasLt */
+int cuda_gemm_open(cuda_backend *be);
+void cuda_gemm_close(cuda_backend *be);
+/* A second product with the same x: how far its weights and output lie from the first's, in elements. */
+struct cuda_pair {
+    int64_t w, y;
+};
+/* y[m][ldy] (+)= x[m][ldx] w[n][ldw]^T, and a second time for a `pair`; false: no algorithm */
+bool cuda_gemm_run(cuda_backend *be, void *y, xlstm_dtype y_type, size_t ldy, const void *x, size_t ldx, const void *w,
+                   size_t ldw, xlstm_dtype xw_type, uint32_t m, uint32_t n, uint32_t k, bool add,
+                   const cuda_pair *pair = nullptr);
+
+/* cuda_mlstm.cu */
+void cuda_run_mlstm(cuda_backend *be, const cuda_op *op);
+cudaError_t cuda_mlstm_setup(cuda_backend *be);
+bool cuda_chunkwise_fits(const cuda_backend *be);
+size_t cuda_intra_bytes(const cuda_backend *be); /* scratch a chunk and head */
+
+/* cuda_quant.cu */
+bool cuda_quant_supported(xlstm_dtype t);
+/* Bytes of a matrix in tiles: values and scales. */
+void cuda_quant_sizes(xlstm_dtype t, uint32_t out, uint32_t in, size_t *values, size_t *scales);
+/* Repacks `rows` rows from the file's layout; row0 is a multiple of 16. */
+void cuda_quant_repack(cudaStream_t stream, xl_matrix *m, const void *src, uint32_t row0, uint32_t rows);
+/* Rows row0.. of a tiled matrix to plain [rows][pitch]. */
+void cuda_quant_unpack(cuda_backend *be, void *dst, xlstm_dtype dst_type, size_t pitch, const xl_matrix *m, uint32_t row0,
+                       uint32_t rows);
+/* The file's rows to float32. */
+void cuda_quant_decode(cudaStream_t stream, float *dst, size_t pitch, const void *src, xlstm_dtype t, uint32_t rows,
+                       uint32_t in);
+
+extern "C" __attribute__((visibility("default"))) const xl_backend_ops *xlstm_cuda_backend(void);
+
+#endif

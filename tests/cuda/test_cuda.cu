@@ -1,0 +1,685 @@
+/*
+ * test_cuda.cu — every operation of the cuda backend against the float64 reference backend, through the same vtable: ragged
+ * shapes, every weight format, guard rows and poisoned outputs, runs of mixed length, replayed passes, fault codes. Needs a
+ * GPU; prints one line a group and the worst error. `test_cuda quick` leaves out the large shapes, `test_cuda race` most of
+ * them (for compute-sanitizer).
+ */
+#include "cuda_device.cuh"
+extern "C" {
+#include "ref/ref_backend.h"
+}
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+static uint64_t seed = 0x243f6a8885a308d3ull;
+static bool quick, race;
+static int failures, checks;
+
+static double uniform()
+{
+    seed += 0x9e3779b97f4a7c15ull;
+    uint64_t z = seed;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return (double)((z ^ (z >> 31)) >> 11) * 0x1p-53;
+}
+static float normal() { return (float)((uniform() + uniform() + uniform() + uniform() - 2) * 1.732); }
+
+#define MUST(call)                                                                                                     \
+    do {                                                                                                               \
+        if ((call) != XLSTM_OK) {                                                                                      \
+            printf("FAILED %s:%d: %s: %s\n", __FILE__, __LINE__, #call, err.message);                                  \
+            exit(1);                                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+static xlstm_error err;
+
+static void check(const char *what, const std::string &detail, double error, double limit)
+{
+    checks++;
+    if (error <= limit) return; /* NaN never passes */
+    failures++;
+    if (failures <= 60) printf("FAIL %-14s %-70s error %.3g limit %.3g\n", what, detail.c_str(), error, limit);
+}
+
+static double distance(const std::vector<float> &a, const std::vector<float> &b)
+{
+    double d = 0, n = 0;
+    for (size_t i = 0; i < a.size(); i++) {
+        d += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        n += (double)b[i] * b[i];
+    }
+    return n > 0 ? sqrt(d / n) : sqrt(d);
+}
+
+/* ---- the two backends side by side ------------------------------------------------------------------------------ */
+
+struct twin_matrix {
+    xl_matrix *c, *r;
+    std::vector<uint8_t> bytes;
+};
+struct twin_buffer {
+    xl_buffer *c, *r;
+    size_t rows, width;
+};
+struct twin_store {
+    xl_store *c, *r;
+};
+
+struct twins {
+    xl_backend *c, *r;
+    xl_backend_options o;
+    std::vector<uint32_t> fc, fr;
+
+    explicit twins(const xl_backend_options &options) : o(options)
+    {
+        MUST(xlstm_cuda_backend()->open(&c, &o, &err));
+        MUST(xl_reference64_backend.open(&r, &o, &err));
+        fc.resize(o.max_rows);
+        fr.resize(o.max_rows);
+    }
+    ~twins()
+    {
+        c->ops->close(c);
+        r->ops->close(r);
+    }
+
+    twin_matrix matrix(xlstm_dtype t, size_t rows, size_t cols, double scale, bool vector = false, unsigned usage = XL_USE_MATMUL)
+    {
+        twin_matrix m;
+        size_t row_bytes = 0;
+        if (!xl_dtype_row_bytes(&row_bytes, t, cols)) exit(2);
+        m.bytes.resize(rows * row_bytes);
+        std::vector<float> row(cols);
+        for (size_t i = 0; i < rows; i++) {
+            for (float &x : row) x = (float)(normal() * scale) + (vector ? 1.0f : 0.0f);
+            xl_encode_row(m.bytes.data() + i * row_bytes, row.data(), t, cols);
+        }
+        xl_tensor tensor = {};
+        tensor.name = "test";
+        tensor.dtype = t;
+        tensor.rank = vector ? 1 : 2;
+        tensor.shape[0] = vector ? cols : rows;
+        tensor.shape[1] = cols;
+        tensor.bytes = m.bytes.size();
+        bool borrows;
+        MUST(c->ops->matrix_new(c, &m.c, &borrows, &tensor, m.bytes.data(), 0, vector ? cols : rows, XLSTM_DTYPE_DEFAULT, usage, &err));
+        MUST(r->ops->matrix_new(r, &m.r, &borrows, &tensor, m.bytes.data(), 0, vector ? cols : rows, XLSTM_DTYPE_DEFAULT, usage, &err));
+        return m;
+    }
+    void drop(twin_matrix &m)
+    {
+        c->ops->matrix_free(c, m.c);
+        r->ops->matrix_free(r, m.r);
+    }
+    twin_buffer buffer(size_t rows, size_t width)
+    {
+        twin_buffer b = {nullptr, nullptr, rows, width};
+        MUST(c->ops->buffer_new(c, &b.c, rows, width, &err));
+        MUST(r->ops->buffer_new(r, &b.r, rows, width, &err));
+        return b;
+    }
+    void drop(twin_buffer &b)
+    {
+        c->ops->buffer_free(c, b.c);
+        r->ops->buffer_free(r, b.r);
+    }
+    /* Random values, the same in both, as activations are stored. */
+    void fill(twin_buffer &b, double scale, bool wide = false)
+    {
+        size_t n = b.rows * b.width;
+        xlstm_dtype t = wide ? XLSTM_F32 : o.activations;
+        std::vector<float> row(n);
+        for (float &x : row) x = (float)(normal() * scale);
+        std::vector<uint8_t> bytes(n * 4);
+        xl_encode_row(bytes.data(), row.data(), t, n);
+        xl_decode_row(row.data(), bytes.data(), t, n);
+        cudaDeviceSynchronize();
+        cudaMemcpy(b.c->data, bytes.data(), n * cuda_size(t), cudaMemcpyHostToDevice);
+        cudaDeviceSynchronize();
+        b.c->dtype = t;
+        double *to = *(double **)b.r;
+        for (size_t i = 0; i < n; i++) to[i] = row[i];
+    }
+    void poison(twin_buffer &b)
+    {
+        cudaDeviceSynchronize();
+        cudaMemset(b.c->data, 0xff, b.rows * b.width * 4);
+        cudaDeviceSynchronize();
+    }
+    std::vector<float> read_c(twin_buffer &b, size_t n)
+    {
+        std::vector<float> out(n);
+        MUST(c->ops->buffer_read(c, b.c, 0, out.data(), n, &err));
+        return out;
+    }
+    std::vector<float> read_r(twin_buffer &b, size_t n)
+    {
+        std::vector<float> out(n);
+        MUST(r->ops->buffer_read(r, b.r, 0, out.data(), n, &err));
+        return out;
+    }
+    /* Rows beyond `rows` must still be poison. */
+    void guard(const char *what, const std::string &detail, twin_buffer &b, size_t rows)
+    {
+        size_t size = cuda_size(b.c->dtype), from = rows * b.width * size, to = b.rows * b.width * size;
+        if (from >= to) return;
+        std::vector<uint8_t> bytes(to - from);
+        cudaMemcpy(bytes.data(), b.c->data + from, bytes.size(), cudaMemcpyDeviceToHost);
+        size_t bad = 0;
+        for (uint8_t x : bytes) bad += x != 0xff;
+        check(what, detail + " guard", (double)bad, 0);
+    }
+    void compare(const char *what, const std::string &detail, twin_buffer &b, size_t rows, double limit)
+    {
+        check(what, detail, distance(read_c(b, rows * b.width), read_r(b, rows * b.width)), limit);
+    }
+    template <typename F> void pass(const xl_batch &batch_c, const xl_batch &batch_r, F ops)
+    {
+        bool replay;
+        MUST(r->ops->begin(r, &batch_r, &replay, &err));
+        ops(r, false);
+        MUST(r->ops->submit(r, fr.data(), &err));
+        MUST(c->ops->begin(c, &batch_c, &replay, &err));
+        if (!replay) ops(c, true);
+        MUST(c->ops->submit(c, fc.data(), &err));
+    }
+};
+
+static xl_backend_options options_for(xlstm_dtype act)
+{
+    xl_backend_options o = {};
+    o.max_rows = 320;
+    o.max_runs = 16;
+    o.chunk_size = 64;
+    o.activations = act;
+    o.norm_float32 = true;
+    o.num_blocks = 2;
+    o.num_heads = 4;
+    o.head_qk = 16;
+    o.head_v = 32;
+    o.embedding_dim = 128;
+    o.ffn_dim = 192;
+    o.vocab_size = 100;
+    o.state = XLSTM_F32;
+    return o;
+}
+
+/* One run a row, each of its own store is not needed by stateless operations: the store pointers are never followed. */
+struct plain_batch {
+    std::vector<int32_t> ids;
+    std::vector<uint32_t> out;
+    std::vector<xl_run> runs;
+    xl_batch b;
+    plain_batch(uint32_t rows, xl_store *store, std::vector<uint32_t> out_rows = {}, uint32_t vocab = 100) : ids(rows), out(out_rows)
+    {
+        for (int32_t &id : ids) id = (int32_t)(uniform() * vocab);
+        xl_run run = {0, rows, 0, store};
+        runs.push_back(run);
+        b = {};
+        b.ids = ids.data();
+        b.rows = rows;
+        b.runs = runs.data();
+        b.n_runs = 1;
+        b.out_rows = out.data();
+        b.n_out = (uint32_t)out.size();
+        b.traced = true;
+    }
+};
+
+static const char *name(xlstm_dtype t) { return xlstm_dtype_name(t); }
+
+/* ---- linear ----------------------------------------------------------------------------------------------------- */
+
+static double tolerance(xlstm_dtype act, bool rough)
+{
+    if (act == XLSTM_F32) return 3e-6;
+    if (act == XLSTM_F16) return 4e-4;
+    return rough ? 4e-3 : 2.5e-3;
+}
+
+static void test_linear()
+{
+    const xlstm_dtype acts[] = {XLSTM_F32, XLSTM_BF16, XLSTM_F16};
+    const xlstm_dtype types[] = {XLSTM_F32, XLSTM_BF16, XLSTM_F16, XLSTM_Q8_0, XLSTM_Q4_0, XLSTM_Q4_K, XLSTM_Q5_K, XLSTM_Q6_K};
+    const size_t shapes[][2] = {{40, 96}, {17, 40}, {304, 768}, {8, 256}, {130, 1312}, {5, 33}};
+    const uint32_t row_counts[] = {1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 70, 200};
+    int before = checks;
+    for (xlstm_dtype act : acts) {
+        twins t(options_for(act));
+        xl_store *sc, *sr;
+        MUST(t.c->ops->store_new(t.c, &sc, &err));
+        MUST(t.r->ops->store_new(t.r, &sr, &err));
+        for (xlstm_dtype type : types) {
+            for (const size_t *shape : shapes) {
+                size_t n = shape[0], k = shape[1], row_bytes;
+                if (!xl_dtype_row_bytes(&row_bytes, type, k)) continue;
+                /* a group: the matrix, a second one added, float32 gates with bias side by side */
+                twin_matrix w = t.matrix(type, n, k, 0.1), w2 = t.matrix(type, n, k, 0.1), g = t.matrix(XLSTM_F32, 4, k, 0.1),
+                            bias = t.matrix(XLSTM_F32, 1, 4, 1, true), bias_n = t.matrix(XLSTM_BF16, 1, n, 1, true);
+                for (uint32_t rows : row_counts) {
+                    if ((quick && rows > 33) || (race && rows != 2 && rows != 17)) continue;
+                    twin_buffer x = t.buffer(rows + 2, k), y = t.buffer(rows + 2, n), y2 = t.buffer(rows + 2, n),
+                                gates = t.buffer(rows + 2, 8);
+                    t.fill(x, 1);
+                    t.fill(y2, 1);
+                    t.poison(y);
+                    t.poison(gates);
+                    gates.c->dtype = XLSTM_F32;
+                    plain_batch bc(rows, sc), br(rows, sr);
+                    t.pass(bc.b, br.b, [&](xl_backend *be, bool cuda) {
+                        auto pick = [&](twin_matrix &m) { return cuda ? m.c : m.r; };
+                        auto place = [&](twin_buffer &b) { return cuda ? b.c : b.r; };
+                        xl_linear group[4] = {};
+                        group[0].weight = pick(w), group[0].bias = pick(bias_n), group[0].out = place(y), group[0].stride = (uint32_t)n;
+                        group[1].weight = pick(w2), group[1].out = place(y2), group[1].stride = (uint32_t)n, group[1].add = true;
+                        group[2].weight = pick(g), group[2].bias = pick(bias), group[2].out = place(gates), group[2].stride = 8;
+                        group[2].wide = true;
+                        group[3] = group[2];
+                        group[3].column = 4;
+                        be->ops->linear(be, group, 4, place(x), false);
+                    });
+                    std::string detail = std::string(name(act)) + " x " + name(type) + " [" + std::to_string(n) + "," +
+                                         std::to_string(k) + "] rows " + std::to_string(rows);
+                    bool rough = act == XLSTM_BF16 && rows > 17;
+                    t.compare("linear", detail, y, rows, tolerance(act, rough));
+                    t.compare("linear add", detail, y2, rows, tolerance(act, rough));
+                    t.compare("linear wide", detail, gates, rows, act == XLSTM_F32 || rows <= 64 ? 3e-6 : 4e-3);
+                    if (rows <= 5) { /* larger products may round rows up */
+                        t.guard("linear", detail, y, rows);
+                        t.guard("linear wide", detail, gates, rows);
+                    }
+                    t.drop(x), t.drop(y), t.drop(y2), t.drop(gates);
+                }
+                t.drop(w), t.drop(w2), t.drop(g), t.drop(bias), t.drop(bias_n);
+            }
+        }
+        t.c->ops->store_free(t.c, sc);
+        t.r->ops->store_free(t.r, sr);
+    }
+    printf("linear: %d checks, %d failures so far\n", checks - before, failures);
+}
+
+/* ---- norms and products ------------------------------------------- */
+
+static void test_elementwise()
+{
+    int before = checks;
+    for (xlstm_dtype act : {XLSTM_F32, XLSTM_BF16, XLSTM_F16}) {
+        for (int variant = 0; variant < 4; variant++) {
+            xl_backend_options o = options_for(act);
+            o.norm_float32 = variant != 1;
+            if (variant == 2) o.embedding_dim = 100, o.ffn_dim = 90, o.num_heads = 3, o.head_v = 20;
+            if (variant == 3) o.embedding_dim = 1024, o.ffn_dim = 2752, o.num_heads = 4, o.head_v = 256;
+            uint32_t D = o.embedding_dim, F = o.ffn_dim, Vd = o.num_heads * o.head_v, V = o.vocab_size;
+            twins t(o);
+            xl_store *sc, *sr;
+            MUST(t.c->ops->store_new(t.c, &sc, &err));
+            MUST(t.r->ops->store_new(t.r, &sr, &err));
+            double limit = act == XLSTM_F32 ? 3e-6 : act == XLSTM_F16 ? 6e-4 : 4e-3;
+            twin_matrix emb = t.matrix(XLSTM_BF16, V, D, 1, false, XL_USE_ROWS), wn = t.matrix(XLSTM_F32, 1, D, 0.1, true),
+                        wb = t.matrix(XLSTM_F32, 1, D, 0.1, true), wm = t.matrix(XLSTM_F32, 1, Vd, 0.1, true),
+                        w1 = t.matrix(XLSTM_BF16, F, D, 0.05), w2 = t.matrix(XLSTM_BF16, D, F, 0.05),
+                        w3 = t.matrix(XLSTM_BF16, D, Vd, 0.05), wv = t.matrix(XLSTM_BF16, V, D, 0.1);
+            for (uint32_t rows : {1u, 2u, 4u, 5u, 37u}) {
+                twin_buffer x = t.buffer(rows + 1, D), u = t.buffer(rows + 1, D), y = t.buffer(rows + 1, F), z = t.buffer(rows + 1, F),
+                            p = t.buffer(rows + 1, F), h = t.buffer(rows + 1, Vd), ob = t.buffer(rows + 1, Vd), g = t.buffer(rows + 1, Vd),
+                            last = t.buffer(rows + 1, D), logits = t.buffer(rows + 1, V);
+                std::vector<uint32_t> out;
+                for (uint32_t i = 0; i < rows; i += 2) out.push_back(i);
+                for (int traced = 0; traced < 2; traced++) {
+                    t.fill(h, 1), t.fill(ob, 1);
+                    for (twin_buffer *b : {&x, &u, &y, &z, &p, &g, &last, &logits}) t.poison(*b);
+                    plain_batch bc(rows, sc, out), br(rows, sr, out);
+                    br.ids = bc.ids;
+                    br.b.ids = br.ids.data();
+                    t.pass(bc.b, br.b, [&](xl_backend *be, bool cuda) {
+                        auto pick = [&](twin_matrix &m) { return cuda ? m.c : m.r; };
+                        auto place = [&](twin_buffer &b) { return cuda ? b.c : b.r; };
+                        float dummy;
+                        /* reading in between makes operations run one by one */
+                        auto cut = [&](twin_buffer &b) { if (traced) MUST(be->ops->buffer_read(be, place(b), 0, &dummy, 1, &err)); };
+                        xl_norm norm = {pick(wn), variant == 3 ? pick(wb) : nullptr, D, 1e-6f, 7};
+                        xl_norm mh = {pick(wm), nullptr, Vd, 1e-6f, 9};
+                        be->ops->embed(be, place(x), pick(emb));
+                        be->ops->rmsnorm(be, place(u), place(x), &norm, false);
+                        cut(u);
+                        xl_linear group[2] = {};
+                        group[0].weight = pick(w1), group[0].out = place(y), group[0].stride = F;
+                        group[1] = group[0];
+                        group[1].out = place(z);
+                        be->ops->linear(be, group, 2, place(u), false);
+                        be->ops->swiglu(be, place(p), place(y), place(z));
+                        cut(p);
+                        xl_linear down = {};
+                        down.weight = pick(w2), down.out = place(x), down.stride = D, down.add = true;
+                        be->ops->linear(be, &down, 1, place(p), false);
+                        be->ops->mhnorm_gate(be, place(g), place(h), place(ob), &mh);
+                        cut(g);
+                        down.weight = pick(w3);
+                        be->ops->linear(be, &down, 1, place(g), false);
+                        if (traced) be->ops->add(be, place(x), place(u), D);
+                        be->ops->gather(be, place(last), place(x), D);
+                        norm.fault = 11;
+                        be->ops->rmsnorm(be, place(u), place(last), &norm, true);
+                        cut(u);
+                        xl_linear head = {};
+                        head.weight = pick(wv), head.out = place(logits), head.stride = V, head.wide = true;
+                        be->ops->linear(be, &head, 1, place(u), true);
+                        be->ops->softcap(be, place(logits), V, variant == 2 ? 0 : 30, 13);
+                    });
+                    std::string detail = std::string(name(act)) + " variant " + std::to_string(variant) + " rows " + std::to_string(rows) +
+                                         (traced ? " one by one" : "");
+                    double loose = limit * 3;
+                    t.compare("swiglu in", detail, y, rows, loose);
+                    t.compare("residual", detail, x, rows, loose);
+                    t.compare("logits", detail, logits, out.size(), loose);
+                    if (traced) {
+                        t.compare("norm", detail, last, out.size(), loose);
+                        t.compare("mhnorm", detail, g, rows, limit);
+                        t.guard("mhnorm", detail, g, rows);
+                        t.guard("swiglu", detail, p, rows);
+                        t.guard("logits", detail, logits, out.size());
+                    }
+                    uint32_t faults = 0;
+                    for (uint32_t i = 0; i < rows; i++) faults += t.fc[i];
+                    check("faults", detail, faults, 0);
+                }
+                for (twin_buffer *b : {&x, &u, &y, &z, &p, &h, &ob, &g, &last, &logits}) t.drop(*b);
+            }
+            for (twin_matrix *m : {&emb, &wn, &wb, &wm, &w1, &w2, &w3, &wv}) t.drop(*m);
+        }
+    }
+    printf("elementwise: %d checks, %d failures so far\n", checks - before, failures);
+}
+
+static void test_faults()
+{
+    int before = checks;
+    for (uint32_t rows : {3u, 9u}) {
+        xl_backend_options o = options_for(XLSTM_BF16);
+        twins t(o);
+        uint32_t D = o.embedding_dim, V = o.vocab_size, NH = o.num_heads;
+        xl_store *sc, *sr;
+        MUST(t.c->ops->store_new(t.c, &sc, &err));
+        MUST(t.r->ops->store_new(t.r, &sr, &err));
+        twin_matrix wn = t.matrix(XLSTM_F32, 1, D, 0.1, true), wv = t.matrix(XLSTM_BF16, V, D, 0.1);
+        twin_buffer x = t.buffer(rows, D), u = t.buffer(rows, D), q = t.buffer(rows, NH * o.head_qk), v = t.buffer(rows, NH * o.head_v),
+                    h = t.buffer(rows, NH * o.head_v), gates = t.buffer(rows, 2 * NH), logits = t.buffer(rows, V), last = t.buffer(rows, D);
+        t.fill(x, 1), t.fill(q, 1), t.fill(v, 1), t.fill(gates, 1, true);
+        float inf = INFINITY, nan = NAN;
+        uint16_t bad = xl_f32_to_bf16(nan);
+        cudaMemcpy(x.c->data + (1 * D + 5) * 2, &bad, 2, cudaMemcpyHostToDevice);
+        (*(double **)x.r)[1 * D + 5] = nan;
+        cudaMemcpy(gates.c->data + (2 * 2 * NH + 1) * 4, &inf, 4, cudaMemcpyHostToDevice);
+        (*(double **)gates.r)[2 * 2 * NH + 1] = inf;
+        std::vector<uint32_t> out = {0, 1};
+        plain_batch bc(rows, sc, out), br(rows, sr, out);
+        t.pass(bc.b, br.b, [&](xl_backend *be, bool cuda) {
+            auto pick = [&](twin_matrix &m) { return cuda ? m.c : m.r; };
+            auto place = [&](twin_buffer &b) { return cuda ? b.c : b.r; };
+            xl_mlstm cell = {place(h), place(q), place(q), place(v), place(gates), 0, 0, 1e-6f, 21};
+            be->ops->mlstm(be, &cell);
+            be->ops->gather(be, place(last), place(x), D);
+            xl_norm norm = {pick(wn), nullptr, D, 1e-6f, 22};
+            be->ops->rmsnorm(be, place(u), place(last), &norm, true);
+            xl_linear head = {};
+            head.weight = pick(wv), head.out = place(logits), head.stride = V, head.wide = true;
+            be->ops->linear(be, &head, 1, place(u), true);
+            be->ops->softcap(be, place(logits), V, 30, 23);
+        });
+        for (uint32_t i = 0; i < rows; i++) check("fault", "rows " + std::to_string(rows) + " row " + std::to_string(i), fabs((double)t.fc[i] - t.fr[i]), 0);
+    }
+    printf("faults: %d checks, %d failures so far\n", checks - before, failures);
+}
+
+/* ---- cell ------------------------------------------------------------------------------------------------------- */
+
+static std::vector<float> state_values(const xl_state_layout *l, const std::vector<uint8_t> &bytes, int part)
+{
+    std::vector<float> out;
+    auto add = [&](const uint8_t *p, xlstm_dtype t, size_t n) {
+        for (size_t i = 0; i < n; i++) {
+            if (t == XLSTM_F64) { double x; memcpy(&x, p + 8 * i, 8); out.push_back((float)x); }
+            else if (t == XLSTM_F32) { float x; memcpy(&x, p + 4 * i, 4); out.push_back(x); }
+            else { uint16_t x; memcpy(&x, p + 2 * i, 2); out.push_back(xl_bf16_to_f32(x)); }
+        }
+    };
+    for (uint32_t b = 0; b < l->num_blocks; b++) {
+        for (uint32_t h = 0; h < l->num_heads; h++) {
+            if (part == 0) add(bytes.data() + xl_state_c_offset(l, b, h), l->dtype, (size_t)l->head_qk * l->head_v);
+            if (part == 1) add(bytes.data() + xl_state_n_offset(l, b, h), l->n_dtype, l->head_qk);
+            if (part == 2) add(bytes.data() + xl_state_m_offset(l, b, h), l->m_dtype, 1);
+        }
+    }
+    return out;
+}
+
+static void test_cell()
+{
+    struct geometry {
+        uint32_t heads, dq, dv, chunk;
+    } const geometries[] = {{4, 16, 32, 64}, {2, 96, 192, 64}, {3, 40, 72, 16}, {1, 256, 512, 64}, {2, 64, 36, 100}, {2, 24, 50, 7}, {1, 300, 64, 64}, {16, 64, 256, 64}};
+    struct numbers {
+        xlstm_dtype act, kernel, state;
+        double limit, state_limit;
+    } const kinds[] = {{XLSTM_F32, XLSTM_DTYPE_DEFAULT, XLSTM_F32, 1e-4, 1e-5},
+                       {XLSTM_BF16, XLSTM_DTYPE_DEFAULT, XLSTM_F32, 1.2e-2, 8e-3},
+                       {XLSTM_BF16, XLSTM_DTYPE_DEFAULT, XLSTM_BF16, 4e-2, 1.2e-2},
+                       {XLSTM_F32, XLSTM_BF16, XLSTM_F32, 1e-4, 1e-5},
+                       {XLSTM_F16, XLSTM_DTYPE_DEFAULT, XLSTM_F32, 1e-3, 1e-4}};
+    int before = checks;
+    for (const geometry &g : geometries) {
+        for (const numbers &k : kinds) {
+            if ((quick && g.dq >= 256 && k.act != XLSTM_BF16) || (race && g.dq < 64 && g.chunk == 64)) continue;
+            xl_backend_options o = options_for(k.act);
+            o.num_blocks = 2;
+            o.num_heads = g.heads;
+            o.head_qk = g.dq;
+            o.head_v = g.dv;
+            o.chunk_size = g.chunk;
+            o.kernel = k.kernel;
+            o.state = k.state;
+            twins t(o);
+            const uint32_t counts[3][4] = {{1, 150, 17, 5}, {1, 1, 1, 1}, {70, 1, 64, 130}};
+            twin_store s[4];
+            for (twin_store &one : s) {
+                MUST(t.c->ops->store_new(t.c, &one.c, &err));
+                MUST(t.r->ops->store_new(t.r, &one.r, &err));
+            }
+            uint64_t position[4] = {};
+            for (int round = 0; round < 3; round++) {
+                uint32_t rows = 0;
+                xl_run rc[4], rr[4];
+                for (int i = 0; i < 4; i++) {
+                    rc[i] = {rows, counts[round][i], position[i], s[i].c};
+                    rr[i] = {rows, counts[round][i], position[i], s[i].r};
+                    rows += counts[round][i];
+                    position[i] += counts[round][i];
+                }
+                twin_buffer q = t.buffer(rows, g.heads * g.dq), kk = t.buffer(rows, g.heads * g.dq), v = t.buffer(rows, g.heads * g.dv),
+                            gates = t.buffer(rows, 2 * g.heads), h = t.buffer(rows + 2, g.heads * g.dv);
+                t.fill(q, 1), t.fill(kk, 1), t.fill(v, 1), t.fill(gates, 4, true), t.poison(h);
+                std::vector<int32_t> ids(rows);
+                xl_batch bc = {}, br = {};
+                bc.ids = br.ids = ids.data();
+                bc.rows = br.rows = rows;
+                bc.runs = rc, br.runs = rr;
+                bc.n_runs = br.n_runs = 4;
+                t.pass(bc, br, [&](xl_backend *be, bool cuda) {
+                    auto place = [&](twin_buffer &b) { return cuda ? b.c : b.r; };
+                    for (uint32_t block = 0; block < 2; block++) {
+                        xl_mlstm cell = {place(h), place(q), place(kk), place(v), place(gates), block, 15.0f, 1e-6f, 5};
+                        be->ops->mlstm(be, &cell);
+                    }
+                });
+                std::string detail = std::string(name(k.act)) + " kernel " + name(k.kernel) + " state " + name(k.state) + " heads " +
+                                     std::to_string(g.heads) + " dq " + std::to_string(g.dq) + " dv " + std::to_string(g.dv) + " chunk " +
+                                     std::to_string(g.chunk) + " round " + std::to_string(round);
+                t.compare("cell h", detail, h, rows, k.limit);
+                t.guard("cell h", detail, h, rows);
+                for (uint32_t i = 0; i < rows; i++) check("cell fault", detail, t.fc[i], 0);
+                for (int i = 0; i < 4; i++) {
+                    const xl_state_layout *lc = t.c->ops->layout(t.c), *lr = t.r->ops->layout(t.r);
+                    std::vector<uint8_t> a(lc->total_bytes), b(lr->total_bytes);
+                    MUST(t.c->ops->store_read(t.c, s[i].c, a.data(), &err));
+                    MUST(t.r->ops->store_read(t.r, s[i].r, b.data(), &err));
+                    for (int part = 0; part < 3; part++) {
+                        check(part == 0 ? "state C" : part == 1 ? "state n" : "state m", detail + " run " + std::to_string(i),
+                              distance(state_values(lc, a, part), state_values(lr, b, part)), part == 2 ? 3e-5 : k.state_limit);
+                    }
+                    /* through the host and a device copy, the bytes must come back */
+                    if (round == 1) {
+                        std::vector<uint8_t> again(lc->total_bytes);
+                        xl_store *copy;
+                        MUST(t.c->ops->store_new(t.c, &copy, &err));
+                        MUST(t.c->ops->store_copy(t.c, copy, s[i].c, &err));
+                        MUST(t.c->ops->store_zero(t.c, s[i].c, &err));
+                        MUST(t.c->ops->store_read(t.c, copy, again.data(), &err));
+                        check("state copy", detail, memcmp(a.data(), again.data(), a.size()) != 0, 0);
+                        MUST(t.c->ops->store_write(t.c, s[i].c, a.data(), &err));
+                        MUST(t.c->ops->store_read(t.c, s[i].c, again.data(), &err));
+                        check("state write", detail, memcmp(a.data(), again.data(), a.size()) != 0, 0);
+                        t.c->ops->store_free(t.c, copy);
+                    }
+                }
+                t.drop(q), t.drop(kk), t.drop(v), t.drop(gates), t.drop(h);
+            }
+            for (twin_store &one : s) {
+                t.c->ops->store_free(t.c, one.c);
+                t.r->ops->store_free(t.r, one.r);
+            }
+        }
+    }
+    printf("cell: %d checks, %d failures so far\n", checks - before, failures);
+}
+
+/* ---- replay ----------------------------------------------------------------------------------------------------- */
+
+static void test_replay()
+{
+    int before = checks;
+    for (xlstm_dtype act : {XLSTM_F32, XLSTM_BF16}) {
+        for (uint32_t rows : {1u, 3u, 40u}) {
+            xl_backend_options o = options_for(act);
+            uint32_t D = o.embedding_dim, V = o.vocab_size, Qd = o.num_heads * o.head_qk, Vd = o.num_heads * o.head_v;
+            o.max_runs = 64;
+            twins t(o);
+            std::vector<twin_store> s(rows);
+            for (twin_store &one : s) {
+                MUST(t.c->ops->store_new(t.c, &one.c, &err));
+                MUST(t.r->ops->store_new(t.r, &one.r, &err));
+            }
+            twin_matrix emb = t.matrix(XLSTM_BF16, V, D, 1, false, XL_USE_ROWS | XL_USE_MATMUL), wn = t.matrix(XLSTM_F32, 1, D, 0.1, true),
+                        wm = t.matrix(XLSTM_F32, 1, Vd, 0.1, true), wq = t.matrix(XLSTM_BF16, Qd, D, 0.1), wk = t.matrix(XLSTM_BF16, Qd, D, 0.1),
+                        wv = t.matrix(XLSTM_BF16, Vd, D, 0.1), wo = t.matrix(XLSTM_BF16, Vd, D, 0.1), wi = t.matrix(XLSTM_F32, o.num_heads, D, 0.1),
+                        wp = t.matrix(XLSTM_BF16, D, Vd, 0.1);
+            twin_buffer x = t.buffer(rows, D), u = t.buffer(rows, D), q = t.buffer(rows, Qd), k = t.buffer(rows, Qd), v = t.buffer(rows, Vd),
+                        ob = t.buffer(rows, Vd), h = t.buffer(rows, Vd), g = t.buffer(rows, Vd), gates = t.buffer(rows, 2 * o.num_heads),
+                        last = t.buffer(rows, D), logits = t.buffer(rows, V);
+            for (int step = 0; step < 5; step++) {
+                plain_batch bc(rows, nullptr), br(rows, nullptr);
+                std::vector<xl_run> rc(rows), rr(rows);
+                std::vector<uint32_t> out(rows);
+                for (uint32_t i = 0; i < rows; i++) {
+                    uint32_t at = step == 4 ? rows - 1 - i : i; /* other sessions in other rows: only tables change */
+                    rc[i] = {i, 1, (uint64_t)step, s[at].c};
+                    rr[i] = {i, 1, (uint64_t)step, s[at].r};
+                    out[i] = i;
+                }
+                br.ids = bc.ids;
+                for (plain_batch *b : {&bc, &br}) {
+                    b->b.ids = b->ids.data();
+                    b->b.runs = b == &bc ? rc.data() : rr.data();
+                    b->b.n_runs = rows;
+                    b->b.out_rows = out.data();
+                    b->b.n_out = rows;
+                    b->b.traced = false;
+                }
+                bool ran = false;
+                t.pass(bc.b, br.b, [&](xl_backend *be, bool cuda) {
+                    ran = cuda;
+                    auto pick = [&](twin_matrix &m) { return cuda ? m.c : m.r; };
+                    auto place = [&](twin_buffer &b) { return cuda ? b.c : b.r; };
+                    be->ops->embed(be, place(x), pick(emb));
+                    for (uint32_t block = 0; block < o.num_blocks; block++) {
+                        xl_norm norm = {pick(wn), nullptr, D, 1e-6f, 1}, mh = {pick(wm), nullptr, Vd, 1e-6f, 2};
+                        be->ops->rmsnorm(be, place(u), place(x), &norm, false);
+                        xl_linear l[6] = {};
+                        l[0].weight = pick(wq), l[0].out = place(q), l[0].stride = Qd;
+                        l[1].weight = pick(wk), l[1].out = place(k), l[1].stride = Qd;
+                        l[2].weight = pick(wv), l[2].out = place(v), l[2].stride = Vd;
+                        l[3].weight = pick(wo), l[3].out = place(ob), l[3].stride = Vd;
+                        l[4].weight = pick(wi), l[4].out = place(gates), l[4].stride = 2 * o.num_heads, l[4].wide = true;
+                        l[5] = l[4];
+                        l[5].column = o.num_heads;
+                        be->ops->linear(be, l, 6, place(u), false);
+                        xl_mlstm cell = {place(h), place(q), place(k), place(v), place(gates), block, 15.0f, 1e-6f, 3};
+                        be->ops->mlstm(be, &cell);
+                        be->ops->mhnorm_gate(be, place(g), place(h), place(ob), &mh);
+                        xl_linear p = {};
+                        p.weight = pick(wp), p.out = place(x), p.stride = D, p.add = true;
+                        be->ops->linear(be, &p, 1, place(g), false);
+                    }
+                    be->ops->gather(be, place(last), place(x), D);
+                    xl_norm norm = {pick(wn), nullptr, D, 1e-6f, 4};
+                    be->ops->rmsnorm(be, place(u), place(last), &norm, true);
+                    xl_linear head = {};
+                    head.weight = pick(emb), head.out = place(logits), head.stride = V, head.wide = true;
+                    be->ops->linear(be, &head, 1, place(u), true);
+                    be->ops->softcap(be, place(logits), V, 30, 5);
+                });
+                std::string detail = std::string(name(act)) + " rows " + std::to_string(rows) + " step " + std::to_string(step);
+                t.compare("replay", detail, logits, rows, act == XLSTM_F32 ? 2e-5 : 2e-2);
+                check("replayed", detail, ran != (step < 2), 0);
+            }
+            for (twin_buffer *b : {&x, &u, &q, &k, &v, &ob, &h, &g, &gates, &last, &logits}) t.drop(*b);
+            for (twin_matrix *m : {&emb, &wn, &wm, &wq, &wk, &wv, &wo, &wi, &wp}) t.drop(*m);
+        }
+    }
+    printf("replay: %d checks, %d failures so far\n", checks - before, failures);
+}
+
+static void test_errors()
+{
+    xl_backend_options o = options_for(XLSTM_F32);
+    xl_backend *be;
+    o.device = 1000;
+    check("errors", "device", xlstm_cuda_backend()->open(&be, &o, &err) != XLSTM_E_ARGUMENT, 0);
+    o.device = 0;
+    MUST(xlstm_cuda_backend()->open(&be, &o, &err));
+    xl_buffer *b;
+    check("errors", "memory", be->ops->buffer_new(be, &b, 1u << 30, 1u << 12, &err) != XLSTM_E_MEMORY, 0);
+    printf("as it should be: %s\n", err.message);
+    char text[64];
+    be->ops->describe(be, text, sizeof(text));
+    printf("%s\n", text);
+    be->ops->close(be);
+}
+
+int main(int argc, char **argv)
+{
+    setvbuf(stdout, nullptr, _IOLBF, 0);
+    race = argc > 1 && strcmp(argv[1], "race") == 0;
+    quick = race || (argc > 1 && strcmp(argv[1], "quick") == 0);
+    xl_backend_options o = options_for(XLSTM_F32);
+    xl_backend *probe;
+    if (xlstm_cuda_backend()->open(&probe, &o, &err) != XLSTM_OK) {
+        printf("skip: %s\n", err.message);
+        return 77;
+    }
+    probe->ops->close(probe);
+    printf("seed %llx\n", (unsigned long long)seed);
+    test_errors();
+    test_elementwise();
+    test_cell();
+    test_faults();
+    test_replay();
+    test_linear();
+    printf("%s: %d checks, %d failures\n", failures == 0 ? "PASSED" : "FAILED", checks, failures);
+    return failures != 0;
+}
