@@ -299,6 +299,20 @@ class Generate(Case):
         self.assertIn(b"tok/s", err)
         self.ok("generate", "--state-in", state, "--max-tokens", 2)
 
+    def test_interrupt_while_reading(self):
+        """What was read in part is not saved."""
+        write(self.path("long"), b"The king and the queen went to the forest. " * 40000)
+        process = subprocess.Popen([PROGRAM, "generate", "-f", self.path("long"), "--state-out", self.path("s")],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        self.assertIn(process.returncode, (130, -signal.SIGINT))  # the latter if it came while the model was opened
+        self.assertEqual(out, b"")
+        if process.returncode == 130:
+            self.assertIn(b"no state was saved", err)
+        self.assertFalse(os.path.exists(self.path("s")))
+
     def test_interactive(self):
         out = self.ok("generate", "--interactive", "--temperature", 0, "--max-tokens", 4,
                       stdin=b"Once upon a time\n\nThe king\nOnce upon a time\n")
