@@ -322,6 +322,8 @@ static int answer(generation *g, const prompt *p)
         status = read_prompt(g, p, &c);
     if (status == EXIT_RUNTIME)
         explain_fault(g->session, g->start, p->ids.ids, p->ids.n);
+    if (status == EXIT_INTERRUPTED)
+        complain("interrupted while reading the prompt%s", g->o->state_out ? "; no state was saved" : "");
     if (status == EXIT_OK) {
         batch b = {.g = g, .prompt = p, .n = (size_t)g->o->samples};
         b.samples = must(calloc(b.n, sizeof *b.samples));
