@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "json.h"
+#include "make_model.h"
 #include "tokenizer.h"
 #include "xlstm.h"
 
@@ -367,6 +368,38 @@ static void test_folder(void **state)
         unlink(path);
     }
     rmdir(folder);
+}
+
+/* The texts that travel in a GGUF file, and one that has none. */
+static void test_gguf(void **state)
+{
+    (void)state;
+    char *folder = mk_folder(), path[200];
+    snprintf(path, sizeof path, "%s/model.gguf", folder);
+    mk_model m = {.scheme = "gguf"};
+    mk_put_model(folder, &m);
+    xlstm_tokenizer *t;
+    assert_int_equal(xlstm_tokenizer_open(&t, path, &err), XLSTM_E_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "no tokenizer"));
+    mk_list list = mk_build(&m);
+    xl_text keys = {0};
+    uint64_t n = mk_gguf_keys(&keys, &m);
+    mk_key_string(&keys, "tokenizer.huggingface.json", "{" TINY_MODEL "}");
+    mk_key_string(&keys, "xlstm.tokenizer_config", "{\"bos_token\": \"b\", \"chat_template\": \"t\"}");
+    mk_put_gguf(folder, "model.gguf", &keys, n + 2, list.t, list.n);
+    free(keys.data);
+    mk_free(&list);
+    t = open_good(path);
+    assert_int_equal(xlstm_tokenizer_bos(t), 2);
+    assert_string_equal(xlstm_tokenizer_chat_template(t), "t");
+    int32_t *ids;
+    size_t count;
+    assert_int_equal(xlstm_tokenizer_encode(&ids, &count, t, "ab?b", 4, 0, &err), XLSTM_OK);
+    assert_int_equal(count, 3);
+    assert_memory_equal(ids, ((int32_t[]){3, 0, 2}), sizeof(int32_t[3]));
+    xlstm_free(ids);
+    xlstm_tokenizer_free(t);
+    mk_remove_folder(folder);
 }
 
 /* ---- hostile files ---------------------------------------------------------------------------------------------- */
@@ -745,6 +778,7 @@ int main(void)
         cmocka_unit_test(test_stream),
         cmocka_unit_test(test_config),
         cmocka_unit_test(test_folder),
+        cmocka_unit_test(test_gguf),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_nesting),
         cmocka_unit_test(test_bent_files),
