@@ -94,28 +94,37 @@ static size_t first_symbols(const xlstm_tokenizer *t, uint32_t *symbols, const c
 
 /* ---- merging ---------------------------------------------------------------------------------------------------- */
 
+/* What merging the pair at each place would give; rank UINT32_MAX: no merge. */
+typedef struct scan {
+    uint32_t rank[SCAN_MAX], id[SCAN_MAX];
+} scan;
+
+static void look_up(scan *pairs, const xl_merges *merges, const uint32_t *symbols, size_t i)
+{
+    const xl_merge *m = xl_merges_find(merges, symbols[i], symbols[i + 1]);
+    pairs->rank[i] = m == NULL ? UINT32_MAX : m->rank;
+    pairs->id[i] = m == NULL ? 0 : m->id;
+}
+
 static size_t merge_by_scan(const xl_merges *merges, uint32_t *symbols, size_t n)
 {
-    const xl_merge *pair[SCAN_MAX];
-    for (size_t i = 0; i + 1 < n; i++) pair[i] = xl_merges_find(merges, symbols[i], symbols[i + 1]);
+    scan pairs;
+    for (size_t i = 0; i + 1 < n; i++) look_up(&pairs, merges, symbols, i);
     while (n > 1) {
-        size_t best = SIZE_MAX;
-        uint32_t rank = UINT32_MAX;
-        for (size_t i = 0; i + 1 < n; i++) {
-            if (pair[i] != NULL && pair[i]->rank < rank) {
-                rank = pair[i]->rank;
-                best = i;
-            }
+        size_t best = 0;
+        for (size_t i = 1; i + 1 < n; i++) {
+            if (pairs.rank[i] < pairs.rank[best]) best = i;
         }
-        if (best == SIZE_MAX) break;
-        symbols[best] = pair[best]->id;
+        if (pairs.rank[best] == UINT32_MAX) break;
+        symbols[best] = pairs.id[best];
         n--;
-        memmove(symbols + best + 1, symbols + best + 2, (n - best - 1) * sizeof *symbols);
-        if (n > best + 1) {
-            memmove(pair + best + 1, pair + best + 2, (n - best - 2) * sizeof *pair);
-            pair[best] = xl_merges_find(merges, symbols[best], symbols[best + 1]);
+        for (size_t i = best + 1; i < n; i++) symbols[i] = symbols[i + 1];
+        for (size_t i = best + 1; i + 1 < n; i++) {
+            pairs.rank[i] = pairs.rank[i + 1];
+            pairs.id[i] = pairs.id[i + 1];
         }
-        if (best > 0) pair[best - 1] = xl_merges_find(merges, symbols[best - 1], symbols[best]);
+        if (best + 1 < n) look_up(&pairs, merges, symbols, best);
+        if (best > 0) look_up(&pairs, merges, symbols, best - 1);
     }
     return n;
 }

@@ -57,19 +57,19 @@ static void byte_level(xlstm_stream *s, uint32_t i, const char *text, size_t n)
     flush_bytes(s, i, false);
 }
 
-/* "<0x..>" with one or two digits, as loosely as Rust reads them. */
+static int hex_digit(unsigned char c)
+{
+    if (c >= '0' && c <= '9') return c - '0';
+    c |= 32;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* "<0x..>" with two digits, or a plus sign and one, as Rust reads numbers; -1 if the token is another. */
 static int fallback_byte(const char *s, size_t n)
 {
     if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
-    int value = 0;
-    for (size_t k = 3; k < 5; k++) {
-        int c = s[k], digit = c >= '0' && c <= '9'                 ? c - '0'
-                              : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10
-                                                                   : -1;
-        if (digit < 0 && !(c == '+' && k == 3)) return -1;
-        value = digit < 0 ? 0 : value * 16 + digit;
-    }
-    return value;
+    int high = s[3] == '+' ? 0 : hex_digit((unsigned char)s[3]), low = hex_digit((unsigned char)s[4]);
+    return high < 0 || low < 0 ? -1 : high * 16 + low;
 }
 
 /* A run of byte tokens is text if all of it is valid, else one U+FFFD a byte. */

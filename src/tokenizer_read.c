@@ -672,7 +672,7 @@ static int read_added(xlstm_tokenizer *t, const json_t *list, const char *name, 
         snprintf(where, sizeof where, "%.200s: added_tokens[%zu]", name, i);
         status = read_added_token(t, json_array_get(list, i), place, where, err);
     }
-    if (t->n_added > 1) qsort(t->added, t->n_added, sizeof *t->added, by_id);
+    if (status == XLSTM_OK && n > 1) qsort(t->added, t->n_added, sizeof *t->added, by_id);
     xl_release(place);
     return status;
 }
