@@ -75,9 +75,10 @@ static double read_rate(const uint8_t *bytes, size_t size)
 }
 
 enum { PEAK_STEPS = 400000 };
-static float sink[64][16];
 
 #if defined(__x86_64__)
+static float sink[64][16];
+
 __attribute__((target("avx512f,avx512bf16"))) static void peak_bf16(void *arg, uint32_t piece, uint32_t worker)
 {
     (void)arg;
@@ -140,6 +141,7 @@ static double peak_rate(peak kind)
 {
     xl_task_fn fn = NULL;
     double each = 0;
+    (void)kind;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (kind == PEAK_F32 && __builtin_cpu_supports("avx512f")) {
