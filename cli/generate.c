@@ -19,7 +19,7 @@ typedef struct generate_options {
     uint64_t max_tokens, samples;
     int output, style;
     bool no_echo, stats, interactive, info, show_wiring;
-    const char *state_in, *state_out;
+    const char *state_in, *state_out, *prefix_cache;
 } generate_options;
 
 #define FIELD(member) offsetof(generate_options, member)
@@ -46,6 +46,8 @@ static const option_row state_rows[] = {
     {"state-in", 0, OPTION_TEXT, FIELD(state_in), "FILE",
      "begin where a saved state stands; the prompt may then be missing", NULL, NULL, 0, 0},
     {"state-out", 0, OPTION_TEXT, FIELD(state_out), "FILE", "save the state after the last token", NULL, NULL, 0, 0},
+    {"prefix-cache", 0, OPTION_TEXT, FIELD(prefix_cache), "FOLDER",
+     "keep states of prompts here; a later prompt that begins alike reads only the rest", NULL, NULL, 0, 0},
 };
 
 /* What one run of the command holds. */
@@ -57,6 +59,7 @@ typedef struct generation {
     const xlstm_tokenizer *tokenizer; /* NULL: ids only */
     xlstm_session *session;
     xlstm_state *start; /* where every prompt begins; NULL: fresh */
+    xlstm_prefix_cache *cache; /* NULL: none */
 } generation;
 
 /* The samples of one prompt, while they are made and shown. */
@@ -212,8 +215,31 @@ static int rewind_session(generation *g)
     return code ? fail_error(&err) : EXIT_OK;
 }
 
+/* Takes up the longest beginning of the prompt that was read before, and leaves states behind for the next. */
+static int read_through_cache(generation *g, const prompt *p, counters *c)
+{
+    const int32_t *ids = p->ids.ids;
+    size_t n = p->ids.n, done = 0, piece;
+    xlstm_error err = {0};
+    if (xlstm_prefix_cache_restore(g->cache, g->session, ids, n, &done, &err))
+        return fail_error(&err);
+    if (g->o->stats)
+        fprintf(stderr, "%-9s %6zu of %zu prompt tokens were read before\n", "cache", done, n);
+    while ((piece = xlstm_prefix_cache_piece(g->cache, ids, n, done)) > 0) {
+        int status = read_ids(g->session, ids + done, piece, c, &g->o->model);
+        if (status)
+            return status;
+        done += piece;
+        if (xlstm_prefix_cache_put(g->cache, g->session, ids, n, &err))
+            return fail_error(&err);
+    }
+    return EXIT_OK;
+}
+
 static int read_prompt(generation *g, const prompt *p, counters *c)
 {
+    if (p->ids.n > 0 && g->cache)
+        return read_through_cache(g, p, c);
     if (p->ids.n > 0)
         return read_ids(g->session, p->ids.ids, p->ids.n, c, &g->o->model);
     if (g->start)
@@ -372,6 +398,8 @@ static int check(const generate_options *o)
     if (o->state_out && (o->samples > 1 || o->interactive))
         return fail_usage("--state-out saves one state: it does not go with %s",
                           o->samples > 1 ? "--samples above 1" : "--interactive");
+    if (o->prefix_cache && o->state_in)
+        return fail_usage("--prefix-cache is for prompts that begin afresh: it does not go with --state-in");
     return EXIT_OK;
 }
 
@@ -395,6 +423,9 @@ static int open_session(generation *g)
     xlstm_error err = {0};
     if (xlstm_session_new(&g->session, g->model, &err) ||
         (g->o->state_in && xlstm_state_load(&g->start, g->model, g->o->state_in, true, &err)))
+        return fail_error(&err);
+    const xlstm_prefix_cache_options cache = {.folder = g->o->prefix_cache};
+    if (cache.folder && xlstm_prefix_cache_new(&g->cache, g->model, &cache, &err))
         return fail_error(&err);
     return EXIT_OK;
 }
@@ -434,6 +465,7 @@ static int run(const void *options, char **arguments, size_t n)
     }
     prompt_free(&p);
     xlstm_state_free(g.start);
+    xlstm_prefix_cache_free(g.cache);
     xlstm_session_free(g.session);
     xlstm_model_free(g.model);
     return output_finish(status);

@@ -43,6 +43,7 @@ complete -c xlstm -n '__fish_seen_subcommand_from generate' -l wiring-style -x -
 complete -c xlstm -n '__fish_seen_subcommand_from generate' -l interactive -s i -d 'ask for prompts line by line'
 complete -c xlstm -n '__fish_seen_subcommand_from generate' -l state-in -r -F -d 'begin where a saved state stands'
 complete -c xlstm -n '__fish_seen_subcommand_from generate' -l state-out -r -F -d 'save the state after the last token'
+complete -c xlstm -n '__fish_seen_subcommand_from generate' -l prefix-cache -x -d 'keep states of prompts here'
 complete -c xlstm -n '__fish_seen_subcommand_from generate' -l model -s m -r -F -d 'a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset:7b'
 complete -c xlstm -n '__fish_seen_subcommand_from generate' -l dtype -x -d 'weights and activations: float32, bfloat16 or float16'
 complete -c xlstm -n '__fish_seen_subcommand_from generate' -l kernel-dtype -x -d 'round the inputs of the mLSTM kernel to this type'

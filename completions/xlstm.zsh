@@ -57,6 +57,7 @@ _xlstm() {
             {-i,--interactive}'[ask for prompts line by line]' \
             --state-in'=[begin where a saved state stands]:FILE:_files' \
             --state-out'=[save the state after the last token]:FILE:_files' \
+            --prefix-cache'=[keep states of prompts here]:FOLDER: ' \
             {-m,--model}'=[a Hugging Face or NX-AI folder, a .safetensors or .gguf file, or preset\:7b]:PATH:_files' \
             --dtype'=[weights and activations\: float32, bfloat16 or float16]:TYPE: ' \
             --kernel-dtype'=[round the inputs of the mLSTM kernel to this type]:TYPE: ' \

@@ -289,6 +289,25 @@ class Ingest(Base):
         self.assertLess(long, short + 1024)
 
 
+class PrefixCache(Base):
+    def test_generate(self):
+        text = " ".join(f"The rabbit counted to {i}." for i in range(120))
+        common = ["-m", MODEL, "--temperature", 0, "--max-tokens", 6]
+        cached = [*common, "--prefix-cache", self.path("cache"), "--stats"]
+        reused = []
+        for prompt in text, text, text + " And then", text[:300], text[:300] + " but":
+            code, out, err = run("generate", "-p", prompt, *cached)
+            self.assertEqual(code, 0, err)
+            line = next(line for line in err.splitlines() if line.startswith("cache")).split()
+            reused.append((int(line[1]), int(line[3])))
+            self.assertEqual(out, self.ok("generate", "-p", prompt, *common))
+        self.assertEqual(reused[0][0], 0)
+        self.assertEqual(reused[1][0], reused[1][1])
+        self.assertGreater(reused[2][0] + 64, reused[0][1])
+        self.assertGreater(reused[4][0] + 64, reused[3][1])
+        self.refused(2, "--state-in", "generate", "-p", "x", "--state-in", "x", *cached)
+
+
 class SessionCommand(Base):
     def session(self, *arguments):
         return self.ok("session", *arguments, "--store", self.path("store"))
