@@ -15,6 +15,11 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
 
 enum { K = 4096, N = 10944, ROUNDS = 11 };
 
@@ -84,13 +89,12 @@ __attribute__((target("avx512f,avx512bf16"))) static void peak_bf16(void *arg, u
     (void)arg;
     (void)piece;
     __m512 s[24];
-    for (int i = 0; i < 24; i++) s[i] = _mm512_setzero_ps();
+    UNROLL for (int i = 0; i < 24; i++) s[i] = _mm512_set1_ps((float)i);
     __m512bh a = (__m512bh)_mm512_set1_epi32(0x3c003c00 + (int)worker), b = (__m512bh)_mm512_set1_epi32(0x3c013c02);
     for (int k = 0; k < PEAK_STEPS / 24; k++) {
-#pragma GCC unroll 24
-        for (int i = 0; i < 24; i++) s[i] = _mm512_dpbf16_ps(s[i], a, b);
+        UNROLL for (int i = 0; i < 24; i++) s[i] = _mm512_dpbf16_ps(s[i], a, b);
     }
-    for (int i = 1; i < 24; i++) s[0] = _mm512_add_ps(s[0], s[i]);
+    UNROLL for (int i = 1; i < 24; i++) s[0] = _mm512_add_ps(s[0], s[i]);
     _mm512_storeu_ps(sink[worker & 63], s[0]);
 }
 __attribute__((target("avx512f"))) static void peak_f32_512(void *arg, uint32_t piece, uint32_t worker)
@@ -98,12 +102,11 @@ __attribute__((target("avx512f"))) static void peak_f32_512(void *arg, uint32_t 
     (void)arg;
     (void)piece;
     __m512 s[24], a = _mm512_set1_ps(0.5f + (float)worker), b = _mm512_set1_ps(0.25f);
-    for (int i = 0; i < 24; i++) s[i] = _mm512_setzero_ps();
+    UNROLL for (int i = 0; i < 24; i++) s[i] = _mm512_set1_ps((float)i);
     for (int k = 0; k < PEAK_STEPS / 24; k++) {
-#pragma GCC unroll 24
-        for (int i = 0; i < 24; i++) s[i] = _mm512_fmadd_ps(a, b, s[i]);
+        UNROLL for (int i = 0; i < 24; i++) s[i] = _mm512_fmadd_ps(a, b, s[i]);
     }
-    for (int i = 1; i < 24; i++) s[0] = _mm512_add_ps(s[0], s[i]);
+    UNROLL for (int i = 1; i < 24; i++) s[0] = _mm512_add_ps(s[0], s[i]);
     _mm512_storeu_ps(sink[worker & 63], s[0]);
 }
 __attribute__((target("avx2,fma"))) static void peak_f32_256(void *arg, uint32_t piece, uint32_t worker)
@@ -111,12 +114,11 @@ __attribute__((target("avx2,fma"))) static void peak_f32_256(void *arg, uint32_t
     (void)arg;
     (void)piece;
     __m256 s[12], a = _mm256_set1_ps(0.5f + (float)worker), b = _mm256_set1_ps(0.25f);
-    for (int i = 0; i < 12; i++) s[i] = _mm256_setzero_ps();
+    UNROLL for (int i = 0; i < 12; i++) s[i] = _mm256_set1_ps((float)i);
     for (int k = 0; k < PEAK_STEPS / 12; k++) {
-#pragma GCC unroll 12
-        for (int i = 0; i < 12; i++) s[i] = _mm256_fmadd_ps(a, b, s[i]);
+        UNROLL for (int i = 0; i < 12; i++) s[i] = _mm256_fmadd_ps(a, b, s[i]);
     }
-    for (int i = 1; i < 12; i++) s[0] = _mm256_add_ps(s[0], s[i]);
+    UNROLL for (int i = 1; i < 12; i++) s[0] = _mm256_add_ps(s[0], s[i]);
     _mm256_storeu_ps(sink[worker & 63], s[0]);
 }
 __attribute__((target("avx512f,avx512vnni"))) static void peak_int8(void *arg, uint32_t piece, uint32_t worker)
@@ -124,12 +126,14 @@ __attribute__((target("avx512f,avx512vnni"))) static void peak_int8(void *arg, u
     (void)arg;
     (void)piece;
     __m512i s[24], a = _mm512_set1_epi32(0x01020304 + (int)worker), b = _mm512_set1_epi32(0x01010203);
-    for (int i = 0; i < 24; i++) s[i] = _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < 24; i++) s[i] = _mm512_set1_epi32(i);
     for (int k = 0; k < PEAK_STEPS / 24; k++) {
-#pragma GCC unroll 24
-        for (int i = 0; i < 24; i++) s[i] = _mm512_dpbusd_epi32(s[i], a, b);
+        UNROLL for (int i = 0; i < 24; i++) {
+            s[i] = _mm512_dpbusd_epi32(s[i], a, b);
+            __asm__ volatile("" : "+v"(s[i]));
+        }
     }
-    for (int i = 1; i < 24; i++) s[0] = _mm512_add_epi32(s[0], s[i]);
+    UNROLL for (int i = 1; i < 24; i++) s[0] = _mm512_add_epi32(s[0], s[i]);
     _mm512_storeu_si512(sink[worker & 63], s[0]);
 }
 #endif

@@ -183,9 +183,7 @@ static void load_state(float *out, const uint8_t *in, xlstm_dtype dtype, uint32_
         if (dtype == XLSTM_BF16) {
             v_store(out + i, v_from_bf16(u_load16(in + 2 * i)));
         } else {
-            B b;
-            memcpy(&b, in + i, sizeof b);
-            v_store(out + i, __builtin_convertvector(b, V) * factor);
+            v_store(out + i, v_load_i8(in + i) * factor);
         }
     }
     for (; i < n; i++) {
@@ -227,7 +225,7 @@ static void save_state(uint8_t *out, const float *in, xlstm_dtype dtype, uint32_
     for (; i < n; i += VW) {
         V level = v_nearest(v_get(in, i, n) * inverse);
         level = v_select(v_abs(level) <= 127.0f, level, v_all(0));
-        B b = __builtin_convertvector(level, B);
+        B b = v_to_i8(level);
         memcpy(out + i, &b, XL_MIN((size_t)(n - i), (size_t)VW));
     }
 }

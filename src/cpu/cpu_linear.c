@@ -50,9 +50,10 @@ static void place_blocks(uint8_t *panel, size_t width, size_t r, const uint8_t *
         case XLSTM_Q6_K:
             panel = spread_items(panel, width, r, in + 208, 1, 2);
             panel = spread_items(panel, width, r, in + 192, 16, 1);
-            for (int half = 0; half < 2; half++) {
-                panel = spread_items(panel, width, r, in + 128 + 32 * half, 8, 4);
-                panel = spread_items(panel, width, r, in + 64 * half, 16, 4);
+            for (int g = 0; g < 16; g++) {
+                panel = spread_items(panel, width, r, in + 128 + 4 * g, 1, 4);
+                panel = spread_items(panel, width, r, in + g / 8 * 64 + g % 8 * 4, 1, 4);
+                panel = spread_items(panel, width, r, in + g / 8 * 64 + g % 8 * 4 + 32, 1, 4);
             }
             break;
         default: /* Q4_K, Q5_K */

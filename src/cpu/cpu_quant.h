@@ -9,7 +9,7 @@
  *   Q4_0   for 32 values:  f16 d [W], [4][W][4] bytes as they come (value k low, k + 16 high)
  *   Q4_K   for 256 values: f16 d [W], dmin [W], bytes sc [8][W], mn [8][W], [4][8][W][4] bytes as they come
  *   Q5_K   the same with the fifth bits [8][W][4] before the nibbles
- *   Q6_K   for 256 values: f16 d [W], int8 sc [16][W], 2 x { upper bits [8][W][4], low nibbles [2][8][W][4] }
+ *   Q6_K   for 256 values: f16 d [W], int8 sc [16][W], [2][8] x { upper bits [W][4], low nibbles [2][W][4] }
  * A block of up to 256 values is first spread into bytes and float32 scales in the first-level cache, once for all
  * activation rows; then one kernel serves every format.
  */
@@ -33,19 +33,6 @@ typedef struct spread {
 } spread;
 
 /* ---- spreading -------------------------------------------------------------------------------------------------- */
-
-INLINE V bytes_to_floats(const uint8_t *p, bool is_signed)
-{
-    typedef uint8_t U8 __attribute__((vector_size(VW)));
-    if (is_signed) {
-        B b;
-        memcpy(&b, p, sizeof b);
-        return __builtin_convertvector(b, V);
-    }
-    U8 b;
-    memcpy(&b, p, sizeof b);
-    return __builtin_convertvector(__builtin_convertvector(b, VU), V);
-}
 
 INLINE void put_bytes(spread *s, int block, int group, int v, VU w) { memcpy(s->bytes[block][group][v * VW], &w, sizeof w); }
 
@@ -74,6 +61,15 @@ INLINE void spread_q4_0(spread *s, const uint8_t *p, int blocks, size_t width, i
     s->row = NV * VW;
 }
 
+/* Panels are read from front to back, and what follows is fetched ahead: while one block is multiplied nothing else
+ * would keep the memory busy. The distance is worth a memory latency at full bandwidth. */
+enum { AHEAD = 8192 };
+INLINE VU u_load_ahead(const uint8_t *p)
+{
+    __builtin_prefetch(p + AHEAD);
+    return u_load(p);
+}
+
 INLINE void spread_q45_k(spread *s, const uint8_t *p, size_t width, int nv, bool five)
 {
     const uint8_t *scales = p + width * 4, *mins = scales + width * 8, *high = mins + width * 8;
@@ -82,23 +78,25 @@ INLINE void spread_q45_k(spread *s, const uint8_t *p, size_t width, int nv, bool
         size_t lane = (size_t)v * VW;
         V d = v_load_f16(p + lane * 2), dmin = v_load_f16(p + width * 2 + lane * 2);
         for (int b = 0; b < 8; b++) {
-            v_store(&s->scale[b][lane], d * bytes_to_floats(scales + (size_t)b * width + lane, false));
-            v_store(&s->min[b][lane], dmin * bytes_to_floats(mins + (size_t)b * width + lane, false));
+            v_store(&s->scale[b][lane], d * v_load_u8(scales + (size_t)b * width + lane));
+            v_store(&s->min[b][lane], dmin * v_load_u8(mins + (size_t)b * width + lane));
+            __builtin_prefetch(scales + (size_t)b * width + lane + AHEAD);
+            __builtin_prefetch(mins + (size_t)b * width + lane + AHEAD);
         }
-        for (int g = 0; g < 8; g++) {
-            VU bits = five ? u_load(high + ((size_t)g * width + lane) * 4) : (VU){0};
-            for (int c = 0; c < 4; c++) {
-                VU w = u_load(nibbles + ((size_t)(c * 8 + g) * width + lane) * 4);
+    }
+    for (int c = 0; c < 4; c++)
+        for (int g = 0; g < 8; g++)
+            for (int v = 0; v < nv; v++) {
+                VU w = u_load_ahead(nibbles + ((size_t)(c * 8 + g) * width + (size_t)v * VW) * 4);
                 VU low = w & 0x0f0f0f0fu, top = w >> 4 & 0x0f0f0f0fu;
                 if (five) {
+                    VU bits = u_load(high + ((size_t)g * width + (size_t)v * VW) * 4);
                     low |= (bits >> (2 * c) & 0x01010101u) << 4;
                     top |= (bits >> (2 * c + 1) & 0x01010101u) << 4;
                 }
                 put_bytes(s, 2 * c, g, v, low);
                 put_bytes(s, 2 * c + 1, g, v, top);
             }
-        }
-    }
     s->at = s->bytes[0][0][0];
     s->stride = sizeof s->bytes[0];
     s->row = NV * VW;
@@ -111,19 +109,19 @@ INLINE void spread_q6_k(spread *s, const uint8_t *p, size_t width, int nv)
         size_t lane = (size_t)v * VW;
         V d = v_load_f16(p + lane * 2);
         for (int b = 0; b < 16; b++)
-            v_store(&s->scale[b][lane], d * bytes_to_floats(scales + (size_t)b * width + lane, true));
-        for (int half = 0; half < 2; half++)
-            for (int g = 0; g < 8; g++) {
-                const uint8_t *part = bits + (size_t)half * width * 96;
-                VU high = u_load(part + ((size_t)g * width + lane) * 4);
-                VU first = u_load(part + ((size_t)(8 + g) * width + lane) * 4);
-                VU second = u_load(part + ((size_t)(16 + g) * width + lane) * 4);
+            v_store(&s->scale[b][lane], d * v_load_i8(scales + (size_t)b * width + lane));
+    }
+    for (int half = 0; half < 2; half++)
+        for (int g = 0; g < 8; g++, bits += width * 12)
+            for (int v = 0; v < nv; v++) {
+                size_t lane = (size_t)v * VW;
+                VU high = u_load_ahead(bits + lane * 4), first = u_load_ahead(bits + (width + lane) * 4);
+                VU second = u_load_ahead(bits + (2 * width + lane) * 4);
                 put_bytes(s, half * 4, g, v, (first & 0x0f0f0f0fu) | (high & 0x03030303u) << 4);
                 put_bytes(s, half * 4 + 1, g, v, (second & 0x0f0f0f0fu) | (high >> 2 & 0x03030303u) << 4);
                 put_bytes(s, half * 4 + 2, g, v, (first >> 4 & 0x0f0f0f0fu) | (high >> 4 & 0x03030303u) << 4);
                 put_bytes(s, half * 4 + 3, g, v, (second >> 4 & 0x0f0f0f0fu) | (high >> 6 & 0x03030303u) << 4);
             }
-    }
     s->at = s->bytes[0][0][0];
     s->stride = sizeof s->bytes[0];
     s->row = NV * VW;
@@ -271,7 +269,7 @@ INLINE void quantise_32(int8_t *q, float *step, const float *x)
     for (int i = 0; i < 32; i += VW) {
         V level = v_nearest(v_load(x + i) * inverse);
         level = v_select(v_abs(level) <= 127.0f, level, v_all(0));
-        B b = __builtin_convertvector(level, B);
+        B b = v_to_i8(level);
         memcpy(q + i, &b, sizeof b);
     }
 }

@@ -25,7 +25,9 @@ typedef float V __attribute__((vector_size(4 * VW)));
 typedef int32_t VI __attribute__((vector_size(4 * VW)));
 typedef uint32_t VU __attribute__((vector_size(4 * VW)));
 typedef uint16_t H __attribute__((vector_size(2 * VW)));
+typedef int16_t S __attribute__((vector_size(2 * VW)));
 typedef int8_t B __attribute__((vector_size(VW)));
+typedef uint8_t U __attribute__((vector_size(VW)));
 
 #ifndef FMA
 #define FMA(a, b, c) ((a) * (b) + (c))
@@ -118,6 +120,26 @@ INLINE float round_to(float x, xlstm_dtype dtype)
     if (dtype == XLSTM_F16) return xl_round_f16(x);
     return x;
 }
+
+/* ---- bytes ------------------------------------------------------------------------------------------------------ */
+
+/* Widened and narrowed by steps of two: compilers turn longer steps into scalar code. */
+INLINE V v_load_i8(const void *p)
+{
+    B b;
+    memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(b, S), VI), V);
+}
+
+INLINE V v_load_u8(const void *p)
+{
+    U u;
+    memcpy(&u, p, sizeof u);
+    return __builtin_convertvector((VI)__builtin_convertvector(__builtin_convertvector(u, H), VU), V);
+}
+
+/* Integers between -128 and 127. */
+INLINE B v_to_i8(V v) { return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(v, VI), S), B); }
 
 /* ---- functions -------------------------------------------------------------------------------------------------- */
 
