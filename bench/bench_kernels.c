@@ -136,9 +136,39 @@ __attribute__((target("avx512f,avx512vnni"))) static void peak_int8(void *arg, u
     UNROLL for (int i = 1; i < 24; i++) s[0] = _mm512_add_epi32(s[0], s[i]);
     _mm512_storeu_si512(sink[worker & 63], s[0]);
 }
+__attribute__((target("amx-tile,amx-bf16"))) static void peak_amx(void *arg, uint32_t piece, uint32_t worker)
+{
+    (void)arg;
+    (void)piece;
+    static const uint8_t zeros[1024];
+    _Alignas(64) struct { uint8_t palette, start, reserved[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } c = {1};
+    for (int i = 0; i < 8; i++) {
+        c.row_bytes[i] = 64;
+        c.rows[i] = 16;
+    }
+    _tile_loadconfig(&c);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(4, zeros, 64);
+    _tile_loadd(5, zeros, 64);
+    _tile_loadd(6, zeros, 64);
+    _tile_loadd(7, zeros, 64);
+    for (int k = 0; k < PEAK_STEPS / 16; k += 4) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    float out[256];
+    _tile_stored(0, out, 64);
+    sink[worker & 63][0] = out[0];
+    _tile_release();
+}
 #endif
 
-typedef enum peak { PEAK_F32, PEAK_BF16, PEAK_INT8 } peak;
+typedef enum peak { PEAK_F32, PEAK_BF16, PEAK_INT8, PEAK_AMX } peak;
 
 /* Multiply-adds count as two operations. 0 when this machine lacks the instruction. */
 static double peak_rate(peak kind)
@@ -160,6 +190,9 @@ static double peak_rate(peak kind)
     } else if (kind == PEAK_INT8 && __builtin_cpu_supports("avx512vnni")) {
         fn = peak_int8;
         each = 128;
+    } else if (kind == PEAK_AMX) {
+        fn = peak_amx;
+        each = 16384.0 / 16;
     }
 #endif
     if (!fn) return 0;
@@ -171,6 +204,8 @@ static double peak_rate(peak kind)
 
 /* ---- kernels ---------------------------------------------------------------------------------------------------- */
 
+static const peak peaks[XL_CPU_PACKS] = {[XL_CPU_PACK_F32] = PEAK_F32, [XL_CPU_PACK_BF16] = PEAK_BF16,
+                                         [XL_CPU_PACK_Q8] = PEAK_INT8, [XL_CPU_PACK_TILES] = PEAK_AMX};
 static xl_backend *be;
 static xlstm_dtype weights = XLSTM_BF16, activations = XLSTM_BF16;
 static uint32_t counting[4096];
@@ -287,9 +322,8 @@ static void bench_prefill(void)
     size_t bytes = 0;
     xl_matrix *wide = random_matrix(N, K, weights, &bytes), *deep = random_matrix(K, N - N % 256, weights, &bytes);
     xl_buffer *x = new_buffer(512, N), *y = new_buffer(512, N);
-    peak kind = wide->product.pack == XL_CPU_PACK_BF16 ? PEAK_BF16 : wide->product.pack == XL_CPU_PACK_Q8 ? PEAK_INT8
-                                                                                                         : PEAK_F32;
-    static const char *const names[] = {"f32", "bf16", "int8"};
+    peak kind = peaks[wide->product.pack];
+    static const char *const names[] = {"f32", "bf16", "int8", "amx"};
     static const uint32_t sizes[] = {16, 64, 128, 512};
     for (int which = 0; which < 2; which++)
         for (size_t s = 0; s < XL_COUNT(sizes); s++) {
@@ -369,9 +403,7 @@ static void bench_token(void)
     uint8_t *memory = xl_alloc(pool_bytes, NULL);
     memset(memory, 1, pool_bytes);
     static const uint32_t sizes[] = {1, 512};
-    peak kind = m[0][0]->product.pack == XL_CPU_PACK_BF16 ? PEAK_BF16
-                : m[0][0]->product.pack == XL_CPU_PACK_Q8 ? PEAK_INT8
-                                                          : PEAK_F32;
+    peak kind = peaks[m[0][0]->product.pack];
     for (size_t i = 0; i < XL_COUNT(sizes); i++) {
         uint32_t M = sizes[i];
         double ratio[ROUNDS], took[ROUNDS];

@@ -6,12 +6,33 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
 
 /* ---- choice of kernels ------------------------------------------------------------------------------------------ */
+
+#if defined(__x86_64__)
+/* The matrix unit's state must be granted by the operating system, once for the whole process. */
+static bool matrix_unit(void)
+{
+#if defined(__linux__)
+    enum { GET_MASK = 0x1022, REQUEST = 0x1023, TILE_DATA = 18, TILE = 1 << 24, BF16 = 1 << 22 };
+    uint32_t a, b, c, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & TILE) || !(d & BF16)) return false;
+    unsigned long granted = 0;
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0 && syscall(SYS_arch_prctl, GET_MASK, &granted) == 0 &&
+           (granted >> TILE_DATA & 1);
+#else
+    return false;
+#endif
+}
+#endif
 
 /* XLSTM_CPU_* bits of what this machine can run and this build holds. */
 static uint32_t machine_features(void)
@@ -27,6 +48,7 @@ static uint32_t machine_features(void)
         bits |= XLSTM_CPU_AVX512;
         if (__builtin_cpu_supports("avx512bf16")) bits |= XLSTM_CPU_AVX512_BF16;
         if (__builtin_cpu_supports("avx512vnni")) bits |= XLSTM_CPU_AVX512_VNNI;
+        if (matrix_unit()) bits |= XLSTM_CPU_AMX;
     }
 #elif defined(__aarch64__)
     bits |= XLSTM_CPU_NEON;
@@ -49,7 +71,7 @@ static void add_products(xl_cpu *c, const xl_cpu_product_fn *products)
 /* Extensions of the chosen table that have kernels of their own. */
 static void add_extensions(xl_cpu *c, uint32_t allowed)
 {
-    const char *names[2] = {"", ""};
+    const char *names[3] = {"", "", ""};
 #if defined(__x86_64__)
     if (c->kernels.bit == XLSTM_CPU_AVX512 && (allowed & XLSTM_CPU_AVX512_BF16)) {
         c->kernels.product_bf16[XLSTM_BF16] = (xl_cpu_product){xl_cpu_product_bf16_avx512bf16, XL_CPU_PACK_BF16};
@@ -58,6 +80,12 @@ static void add_extensions(xl_cpu *c, uint32_t allowed)
     if (c->kernels.bit == XLSTM_CPU_AVX512 && (allowed & XLSTM_CPU_AVX512_VNNI)) {
         add_products(c, xl_cpu_products_avx512vnni);
         names[1] = "-vnni";
+    }
+    if (c->kernels.bit == XLSTM_CPU_AVX512 && (allowed & XLSTM_CPU_AMX)) {
+        c->kernels.product_bf16[XLSTM_BF16] = xl_cpu_product_bf16_amx;
+        c->kernels.pack[XL_CPU_PACK_TILES] = xl_cpu_pack_amx;
+        c->kernels.tile[XL_CPU_PACK_TILES] = 16;
+        names[2] = "-amx";
     }
 #elif defined(__aarch64__)
     if (c->kernels.bit == XLSTM_CPU_NEON && (allowed & XLSTM_CPU_DOTPROD)) {
@@ -68,7 +96,8 @@ static void add_extensions(xl_cpu *c, uint32_t allowed)
     (void)allowed;
     (void)add_products;
 #endif
-    snprintf(c->features, sizeof c->features, "%s%s%s", c->kernels.name, names[0], names[1]);
+    snprintf(c->features, sizeof c->features, "%s%s%s%s", c->kernels.name, names[0], names[1],
+             names[2]);
 }
 
 static int choose_kernels(xl_cpu *c, xlstm_error *err)

@@ -20,6 +20,7 @@ typedef enum xl_cpu_pack {
     XL_CPU_PACK_BF16, /* [K/2][r][2] bfloat16; odd K is padded with a zero */
     XL_CPU_PACK_Q8,   /* int8 with a scale for 32: [K/32] x { float32 scale [r], scale times sum [r], int32 sum of the
                          first 16 [r], of the last 16 [r], int8 [8][r][4] } */
+    XL_CPU_PACK_TILES, /* [K/32][r][32] bfloat16, padded with zeros, for the matrix unit */
     XL_CPU_PACKS
 } xl_cpu_pack;
 
@@ -32,6 +33,8 @@ typedef struct xl_cpu_panels {
 
 /* out [count][rows][panel] = x W^T; columns from a narrow panel's width on are left alone. */
 typedef void (*xl_cpu_product_fn)(float *out, const xl_cpu_panels *w, const void *x, uint32_t rows, size_t K);
+/* Packs one tile of rows. */
+typedef void (*xl_cpu_pack_fn)(void *out, const float *x, size_t x_row, uint32_t rows, size_t K);
 typedef struct xl_cpu_product {
     xl_cpu_product_fn fn; /* NULL: this format has no panels here */
     xl_cpu_pack pack;
@@ -77,7 +80,7 @@ typedef struct xl_cpu_kernels {
     xl_cpu_product product[XLSTM_DTYPE_COUNT];      /* by weight format */
     xl_cpu_product product_bf16[XLSTM_DTYPE_COUNT]; /* the same when activations are bfloat16 */
 
-    void (*pack[XL_CPU_PACKS])(void *out, const float *x, size_t x_row, uint32_t rows, size_t K); /* one tile */
+    xl_cpu_pack_fn pack[XL_CPU_PACKS];
     /* out[r * out_row] = row `w` (any dtype) times x rows; `scratch` [K] for block formats */
     void (*dots)(float *out, size_t out_row, const void *w, xlstm_dtype dtype, const float *x, size_t x_row,
                  uint32_t rows, size_t K, float *scratch);
@@ -119,6 +122,8 @@ extern const xl_cpu_kernels xl_cpu_kernels_generic;
 extern const xl_cpu_kernels xl_cpu_kernels_avx2, xl_cpu_kernels_avx512;
 extern const xl_cpu_product_fn xl_cpu_product_bf16_avx512bf16;
 extern const xl_cpu_product_fn xl_cpu_products_avx512vnni[XLSTM_DTYPE_COUNT];
+extern const xl_cpu_product xl_cpu_product_bf16_amx;
+extern const xl_cpu_pack_fn xl_cpu_pack_amx;
 #elif defined(__aarch64__)
 extern const xl_cpu_kernels xl_cpu_kernels_neon;
 extern const xl_cpu_product_fn xl_cpu_products_dotprod[XLSTM_DTYPE_COUNT];

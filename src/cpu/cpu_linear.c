@@ -149,8 +149,16 @@ void xl_cpu_panel_row(const xl_cpu *c, float *out, const xl_matrix *m, size_t ro
 /* Bytes of one packed row. */
 static size_t packed_row(xl_cpu_pack pack, size_t cols)
 {
-    size_t even = cols + (cols & 1);
-    return pack == XL_CPU_PACK_F32 ? even * 4 : pack == XL_CPU_PACK_BF16 ? even * 2 : cols / 32 * 48;
+    switch (pack) {
+    case XL_CPU_PACK_F32:
+        return (cols + (cols & 1)) * 4;
+    case XL_CPU_PACK_BF16:
+        return (cols + (cols & 1)) * 2;
+    case XL_CPU_PACK_Q8:
+        return cols / 32 * 48;
+    default:
+        return xl_round_up(cols, 32) * 2;
+    }
 }
 
 int xl_cpu_reserve(xl_cpu *c, const xl_matrix *m, xlstm_error *err)
