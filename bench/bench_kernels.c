@@ -141,7 +141,7 @@ __attribute__((target("amx-tile,amx-bf16"))) static void peak_amx(void *arg, uin
     (void)arg;
     (void)piece;
     static const uint8_t zeros[1024];
-    _Alignas(64) struct { uint8_t palette, start, reserved[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } c = {1};
+    _Alignas(64) struct { uint8_t palette, start, reserved[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } c = {.palette = 1};
     for (int i = 0; i < 8; i++) {
         c.row_bytes[i] = 64;
         c.rows[i] = 16;
@@ -379,7 +379,7 @@ static void bench_token(void)
     open_backend(512, BLOCKS);
     static const uint32_t outs[] = {2048, 2048, 4096, 4096, 8, 8, 4096, N, N, 4096};
     xl_matrix *m[BLOCKS][10], *head, *vector;
-    size_t bytes = 0, ignored = 0;
+    size_t bytes = 0;
     for (int b = 0; b < BLOCKS; b++)
         for (int i = 0; i < 10; i++) {
             xlstm_dtype d = i == 4 || i == 5 ? XLSTM_F32 : weights;
@@ -393,7 +393,6 @@ static void bench_token(void)
     xl_tensor t = {.name = "ones", .dtype = XLSTM_F32, .rank = 1, .shape = {D}};
     bool borrows;
     xl_cpu_backend.matrix_new(be, &vector, &borrows, &t, ones, 0, D, XLSTM_DTYPE_DEFAULT, XL_USE_MATMUL, NULL);
-    (void)ignored;
     xl_buffer *x = new_buffer(512, D), *u = new_buffer(512, D), *q = new_buffer(512, 2048), *k = new_buffer(512, 2048);
     xl_buffer *v = new_buffer(512, D), *o = new_buffer(512, D), *gates = new_buffer(512, 16), *h = new_buffer(512, D);
     xl_buffer *gate = new_buffer(512, N), *up = new_buffer(512, N), *logits = new_buffer(1, 50304);
@@ -443,8 +442,7 @@ static void bench_token(void)
             double after = M == 1 ? read_rate(memory + pool_bytes / 2, pool_bytes / 2) : peak_rate(kind);
             ratio[r] = (M == 1 ? (double)bytes + state : work) / took[r] / ((before + after) / 2);
         }
-        double t = median(took, ROUNDS), all = M == 1 ? 13.32e9 / (2.0 * (201654272.0 * BLOCKS + 50304.0 / 4 * D)) : 0;
-        (void)all;
+        double t = median(took, ROUNDS);
         printf("%s: %.2f ms for %d blocks, %.3f of the %s\n", M == 1 ? "one token" : "512 tokens", t * 1e3, BLOCKS,
                median(ratio, ROUNDS), M == 1 ? "read bandwidth (weights, and the state read and written)" : "peak");
     }
