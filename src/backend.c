@@ -1,8 +1,10 @@
 /*
  * backend.c — which backends this build has, choice by name, and the host layout of a state. The only list of built
- * backends; nothing else knows.
+ * backends; nothing else knows. Backends with large dependencies are plugins, opened when they are asked for by name.
  */
 #include "backend.h"
+
+#include <dlfcn.h>
 
 #include "cpu/cpu_backend.h"
 #include "ref/ref_backend.h"
@@ -11,6 +13,30 @@
 static const xl_backend_ops *const built[] = {&xl_cpu_backend, &xl_reference_backend,
                                               &xl_reference64_backend};
 
+/* A plugin's entry returns its vtable. It stays open for the life of the process. */
+typedef const xl_backend_ops *(*plugin_entry)(void);
+static const struct {
+    const char *name, *file, *entry;
+} plugins[] = {{"cuda", "libxlstm_cuda.so", "xlstm_cuda_backend"}};
+
+/* Beside this library or program, in the lib folder next to it, then wherever the system looks. */
+static void *open_plugin(const char *file)
+{
+    static const char *const places[] = {"", "../lib/", "../lib64/"};
+    Dl_info self;
+    if (dladdr((const void *)&plugins, &self) != 0 && self.dli_fname != NULL) {
+        const char *slash = strrchr(self.dli_fname, '/');
+        int folder = slash == NULL ? 0 : (int)(slash - self.dli_fname) + 1;
+        for (size_t i = 0; i < XL_COUNT(places); i++) {
+            char path[4096];
+            int n = snprintf(path, sizeof(path), "%.*s%s%s", folder, self.dli_fname, places[i], file);
+            if (n <= 0 || (size_t)n >= sizeof(path) || folder == 0 || !xl_is_file(path)) continue;
+            return dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        }
+    }
+    return dlopen(file, RTLD_NOW | RTLD_LOCAL);
+}
+
 int xl_backend_open(xl_backend **out, const char *name, const xl_backend_options *options, xlstm_error *err)
 {
     *out = NULL;
@@ -18,8 +44,18 @@ int xl_backend_open(xl_backend **out, const char *name, const xl_backend_options
     for (size_t i = 0; i < XL_COUNT(built); i++) {
         if (strcmp(built[i]->name, name) == 0) return built[i]->open(out, options, err);
     }
-    return xl_fail(err, XLSTM_E_UNSUPPORTED, "backend \"%s\" is not in this build; it has cpu, reference, reference64",
-                   name);
+    for (size_t i = 0; i < XL_COUNT(plugins); i++) {
+        if (strcmp(plugins[i].name, name) != 0) continue;
+        void *library = open_plugin(plugins[i].file);
+        plugin_entry entry = NULL;
+        if (library != NULL) *(void **)&entry = dlsym(library, plugins[i].entry);
+        if (entry != NULL) return entry()->open(out, options, err);
+        const char *why = dlerror();
+        return xl_fail(err, XLSTM_E_UNSUPPORTED, "backend \"%s\" needs its plugin %s: %s", name, plugins[i].file,
+                       why != NULL ? why : "not found");
+    }
+    return xl_fail(err, XLSTM_E_UNSUPPORTED,
+                   "backend \"%s\" is not in this build; it has cpu, reference, reference64 and the plugin cuda", name);
 }
 
 #define STATE_LIMIT (SIZE_MAX / 16)

@@ -209,11 +209,4 @@ __device__ __forceinline__ uint4 load_stream(const void *p)
                  : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w) : "l"(p));
     return u;
 }
-__device__ __forceinline__ uint2 load_stream8(const void *p)
-{
-    uint2 u;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(u.x), "=r"(u.y) : "l"(p));
-    return u;
-}
-
 #endif

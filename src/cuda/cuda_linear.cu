@@ -281,11 +281,19 @@ __device__ __forceinline__ void bytes_to_bf16(uint32_t out[2], uint32_t u)
     out[1] = __byte_perm(__float_as_uint(f[2]), __float_as_uint(f[3]), 0x7632);
 }
 
+/* (a & b) | c in one instruction, which the compiler does not find when b and c are constants */
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
 /* Eight nibbles to four words of bf16 pairs, each value 128 too large. */
 __device__ __forceinline__ void nibbles_to_bf16(uint32_t out[4], uint32_t w)
 {
 #pragma unroll
-    for (int i = 0; i < 4; i++) out[i] = ((w >> (4 * i)) & 0x000f000fu) | 0x43004300u;
+    for (int i = 0; i < 4; i++) out[i] = and_or(w >> (4 * i), 0x000f000fu, 0x43004300u);
 }
 
 __device__ __forceinline__ float half_at(uint32_t word, int i)
@@ -293,6 +301,12 @@ __device__ __forceinline__ float half_at(uint32_t word, int i)
     float f[2];
     unpack_f16(f, word);
     return f[i];
+}
+
+/* Byte i of a word; the mantissa trick is faster than a conversion. */
+__device__ __forceinline__ float byte_at(uint32_t word, int i)
+{
+    return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + i)) - 8388608.0f;
 }
 
 __device__ __forceinline__ uint32_t word_of(const uint4 &u, int i) { return i == 0 ? u.x : i == 1 ? u.y : i == 2 ? u.z : u.w; }
@@ -359,11 +373,11 @@ __device__ __forceinline__ void consume(float acc[NT][4], const batch<F> &w, con
                     s_lo = half_at(word_of(w.lo, u / 2), u & 1), m_lo = 136 * s_lo;
                     s_hi = half_at(word_of(w.hi, u / 2), u & 1), m_hi = 136 * s_hi;
                 } else {
-                    uint32_t pair_lo = word_of(w.lo, u / 2) >> (16 * (u & 1)), pair_hi = word_of(w.hi, u / 2) >> (16 * (u & 1));
-                    s_lo = half_at(w.d_lo, 0) * (float)(pair_lo & 0xff);
-                    s_hi = half_at(w.d_hi, 0) * (float)(pair_hi & 0xff);
-                    m_lo = 128 * s_lo + half_at(w.d_lo, 1) * (float)(pair_lo >> 8 & 0xff);
-                    m_hi = 128 * s_hi + half_at(w.d_hi, 1) * (float)(pair_hi >> 8 & 0xff);
+                    uint32_t pair_lo = word_of(w.lo, u / 2), pair_hi = word_of(w.hi, u / 2), at = 2 * (u & 1);
+                    s_lo = half_at(w.d_lo, 0) * byte_at(pair_lo, at);
+                    s_hi = half_at(w.d_hi, 0) * byte_at(pair_hi, at);
+                    m_lo = 128 * s_lo + half_at(w.d_lo, 1) * byte_at(pair_lo, at + 1);
+                    m_hi = 128 * s_hi + half_at(w.d_hi, 1) * byte_at(pair_hi, at + 1);
                 }
             }
 #pragma unroll
