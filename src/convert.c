@@ -23,6 +23,7 @@ typedef struct item {
     uint64_t columns; /* of a row; a vector is one row */
     bool large;       /* may be quantised; otherwise float32 */
     bool tabled;      /* the embedding, whose rows are looked up: no input, no importance */
+    bool fitted;      /* got another format than asked for: no need to be bit-exact with ggml's quantiser of it */
     xlstm_dtype dtype;
     const float *importance; /* [columns] or NULL */
 } item;
@@ -34,6 +35,7 @@ typedef struct conversion {
     item *items;
     size_t n_items;
     xl_weights *imatrix;
+    float *ones; /* [most columns]: an importance that asks for the best fit and prefers nothing */
     xl_pool *pool;
     uint64_t done, total; /* values */
     xl_gguf_writer g;
@@ -149,12 +151,18 @@ static int apply_override(conversion *c, const char *text)
                    "token_embd, output, mlstm_q, ffn_down or blk.3.ffn_up", text);
 }
 
-/* What a tensor gets whose rows are no whole blocks of the format: a format of about as many bits in smaller blocks. */
+/* What a tensor gets whose rows are no whole blocks of the format: the next one up in bits that has blocks of 32. */
 static xlstm_dtype fallback(xlstm_dtype dtype, uint64_t columns)
 {
     if (columns % xl_dtype_get(dtype)->block == 0) return dtype;
     if (columns % xl_dtype_get(XLSTM_Q8_0)->block != 0) return XLSTM_BF16;
-    return XLSTM_Q8_0;
+    return dtype == XLSTM_Q4_K ? XLSTM_Q4_0 : XLSTM_Q8_0;
+}
+
+/* Embedding and head keep more: every token passes through them, and looking rows up costs no time. */
+static xlstm_dtype outer_format(xlstm_dtype type)
+{
+    return type == XLSTM_Q5_K || type == XLSTM_Q4_K || type == XLSTM_Q4_0 ? XLSTM_Q6_K : type;
 }
 
 static int choose_formats(conversion *c)
@@ -170,10 +178,10 @@ static int choose_formats(conversion *c)
     for (size_t i = 0; i < c->n_items; i++) {
         item *it = &c->items[i];
         xlstm_dtype stored = it->slice.t->dtype, dtype = o->type;
-        if (i == 0 && o->embedding != XLSTM_DTYPE_DEFAULT) dtype = o->embedding;
-        if (strcmp(it->name, "output.weight") == 0 || (i == 0 && !it->tabled && o->embedding == XLSTM_DTYPE_DEFAULT)) {
-            if (o->head != XLSTM_DTYPE_DEFAULT) dtype = o->head;
-        }
+        const bool embedding = i == 0, head = strcmp(it->name, "output.weight") == 0 || (embedding && !it->tabled);
+        if (embedding || head) dtype = outer_format(dtype);
+        if (head && o->head != XLSTM_DTYPE_DEFAULT) dtype = o->head;
+        if (embedding && o->embedding != XLSTM_DTYPE_DEFAULT) dtype = o->embedding;
         if (dtype == XLSTM_DTYPE_DEFAULT) dtype = stored == XLSTM_F64 ? XLSTM_F32 : stored;
         it->dtype = it->large ? dtype : XLSTM_F32;
     }
@@ -189,6 +197,7 @@ static int choose_formats(conversion *c)
                 (unsigned long long)it->columns, xl_dtype_get(it->dtype)->block, xlstm_dtype_name(it->dtype),
                 xlstm_dtype_name(fits));
         it->dtype = fits;
+        it->fitted = true;
     }
     return XLSTM_OK;
 }
@@ -196,11 +205,16 @@ static int choose_formats(conversion *c)
 static int find_importances(conversion *c)
 {
     const char *path = c->o->imatrix;
-    if (path == NULL) return XLSTM_OK;
-    int result = xl_weights_open_typed(&c->imatrix, path, "imatrix", c->err);
+    uint64_t most = 1;
+    for (size_t i = 0; i < c->n_items; i++) most = XL_MAX(most, c->items[i].columns);
+    c->ones = xl_alloc(most * sizeof(*c->ones), c->err);
+    if (c->ones == NULL) return XLSTM_E_MEMORY;
+    for (uint64_t i = 0; i < most; i++) c->ones[i] = 1;
+    int result = path != NULL ? xl_weights_open_typed(&c->imatrix, path, "imatrix", c->err) : XLSTM_OK;
     for (size_t i = 0; i < c->n_items && result == XLSTM_OK; i++) {
         item *it = &c->items[i];
-        if (!is_block_format(it->dtype) || it->tabled) continue;
+        if (it->fitted) it->importance = c->ones;
+        if (path == NULL || !is_block_format(it->dtype) || it->tabled) continue;
         result = xl_imatrix_find(&it->importance, c->imatrix, it->name, it->columns, path, c->err);
     }
     return result;
@@ -446,6 +460,7 @@ int xlstm_convert(const char *path, const char *out, const xlstm_convert_options
     xl_pool_free(c.pool);
     xl_weights_close(c.imatrix);
     xl_release(c.items);
+    xl_release(c.ones);
     xlstm_model_free(c.m);
     return result;
 }
