@@ -91,6 +91,7 @@ __attribute__((target("avx512f,avx512vnni"))) static void int8_avx512(uint64_t r
             shape.row_bytes[i] = 64;                                                                                   \
             shape.n_rows[i] = 16;                                                                                      \
         }                                                                                                              \
+        __asm__ volatile("" : : "r"(&shape) : "memory"); /* gcc 12 thinks that only 8 bytes of it are read */          \
         _tile_loadconfig(&shape);                                                                                      \
         _tile_zero(0);                                                                                                 \
         _tile_zero(1);                                                                                                 \
@@ -171,16 +172,20 @@ static peak_loop find_peak(peak_kind kind)
 
 /* ---- reading ------------------------------------------------------------------------------------------------------ */
 
+/* `ahead`: words fetched ahead by hand; 0 leaves it to the processor. Some machines read faster one way, some the other. */
 #if defined(__x86_64__)
 __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
 static uint64_t
-read_all(const uint64_t *p, size_t n)
+read_all(const uint64_t *p, size_t n, size_t ahead)
 {
     uint64_t a[32] = {0};
-    for (size_t i = 0; i + 32 <= n; i += 32)
+    for (size_t i = 0; i + 32 <= n; i += 32) {
+        for (size_t line = 0; ahead && line < 32; line += 8)
+            __builtin_prefetch(p + i + ahead + line);
         for (int k = 0; k < 32; k++)
             a[k] ^= p[i + (size_t)k];
+    }
     for (int k = 1; k < 32; k++)
         a[0] ^= a[k];
     return a[0];
@@ -188,7 +193,8 @@ read_all(const uint64_t *p, size_t n)
 
 /* ---- threads ------------------------------------------------------------------------------------------------------ */
 
-typedef enum job_kind { JOB_TOUCH, JOB_READ, JOB_PEAK } job_kind;
+typedef enum job_kind { JOB_TOUCH, JOB_READ, JOB_READ_AHEAD, JOB_PEAK } job_kind;
+enum { AHEAD = 512 }; /* words: a page */
 
 struct machine {
     uint32_t threads;
@@ -217,7 +223,7 @@ static void *work(void *arg)
         m->loop.run(m->rounds);
     else
         for (uint64_t i = 0; i < m->rounds; i++)
-            sink = (float)read_all(mine, share);
+            sink = (float)read_all(mine, share, m->job == JOB_READ_AHEAD ? AHEAD : 0);
     return NULL;
 }
 
@@ -303,9 +309,15 @@ const char *machine_cpu(const machine *m)
 
 double machine_read_bandwidth(machine *m, double seconds)
 {
-    double bytes = (double)(m->words / m->threads * m->threads * sizeof *m->memory), best = run_all(m, JOB_READ, 1);
-    const uint64_t rounds = (uint64_t)(seconds / best) + 1;
-    return bytes * (double)rounds / run_all(m, JOB_READ, rounds);
+    const double bytes = (double)(m->words / m->threads * m->threads * sizeof *m->memory);
+    double most = 0;
+    for (int way = 0; way < 2; way++) {
+        const job_kind job = way ? JOB_READ_AHEAD : JOB_READ;
+        const uint64_t rounds = (uint64_t)(seconds / 2 / run_all(m, job, 1)) + 1;
+        const double rate = bytes * (double)rounds / run_all(m, job, rounds);
+        most = rate > most ? rate : most;
+    }
+    return most;
 }
 
 double machine_peak(machine *m, peak_kind kind, double seconds)

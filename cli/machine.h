@@ -19,7 +19,8 @@ uint32_t machine_threads(const machine *m);
 /* Name of the processor. Borrowed. */
 const char *machine_cpu(const machine *m);
 
-/* Bytes a second when all threads read, each a stream of its own, in about `seconds`. */
+/* Bytes a second when all threads read, each a stream of its own, in about `seconds`: the better of leaving the fetching to
+ * the processor and fetching ahead by hand. */
 double machine_read_bandwidth(machine *m, double seconds);
 /* Operations a second (a multiply-add is two) from registers with the best instruction of that kind; 0 if the processor
  * has none. */

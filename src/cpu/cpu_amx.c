@@ -27,6 +27,7 @@ static void configure(uint32_t first, uint32_t second)
     c.rows[0] = c.rows[1] = c.rows[4] = (uint8_t)first;
     c.rows[2] = c.rows[3] = c.rows[5] = (uint8_t)(second ? second : 1);
     c.rows[6] = c.rows[7] = TILE;
+    __asm__ volatile("" : : "r"(&c) : "memory"); /* gcc 12 thinks that only 8 bytes of it are read */
     _tile_loadconfig(&c);
 }
 
