@@ -205,7 +205,7 @@ static double peak_rate(peak kind)
 /* ---- kernels ---------------------------------------------------------------------------------------------------- */
 
 static const peak peaks[XL_CPU_PACKS] = {[XL_CPU_PACK_F32] = PEAK_F32, [XL_CPU_PACK_BF16] = PEAK_BF16,
-                                         [XL_CPU_PACK_Q8] = PEAK_INT8, [XL_CPU_PACK_TILES] = PEAK_AMX};
+                                         [XL_CPU_PACK_Q8] = PEAK_INT8, [XL_CPU_PACK_TILES] = PEAK_AMX, [XL_CPU_PACK_SPLIT] = PEAK_AMX};
 static xl_backend *be;
 static xlstm_dtype weights = XLSTM_BF16, activations = XLSTM_BF16;
 static uint32_t counting[4096];

@@ -82,9 +82,11 @@ static void add_extensions(xl_cpu *c, uint32_t allowed)
         names[1] = "-vnni";
     }
     if (c->kernels.bit == XLSTM_CPU_AVX512 && (allowed & XLSTM_CPU_AMX)) {
-        c->kernels.product_bf16[XLSTM_BF16] = xl_cpu_product_bf16_amx;
-        c->kernels.pack[XL_CPU_PACK_TILES] = xl_cpu_pack_amx;
-        c->kernels.tile[XL_CPU_PACK_TILES] = 16;
+        c->kernels.product_bf16[XLSTM_BF16] = xl_cpu_products_amx[0];
+        c->kernels.product[XLSTM_BF16] = xl_cpu_products_amx[1];
+        c->kernels.pack[XL_CPU_PACK_TILES] = xl_cpu_packs_amx[0];
+        c->kernels.pack[XL_CPU_PACK_SPLIT] = xl_cpu_packs_amx[1];
+        c->kernels.tile[XL_CPU_PACK_TILES] = c->kernels.tile[XL_CPU_PACK_SPLIT] = 16;
         names[2] = "-amx";
     }
 #elif defined(__aarch64__)

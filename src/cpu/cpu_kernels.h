@@ -21,6 +21,7 @@ typedef enum xl_cpu_pack {
     XL_CPU_PACK_Q8,   /* int8 with a scale for 32: [K/32] x { float32 scale [r], scale times sum [r], int32 sum of the
                          first 16 [r], of the last 16 [r], int8 [8][r][4] } */
     XL_CPU_PACK_TILES, /* [K/32][r][32] bfloat16, padded with zeros, for the matrix unit */
+    XL_CPU_PACK_SPLIT, /* [K/32][3][r][32] bfloat16: float32 as the sum of three */
     XL_CPU_PACKS
 } xl_cpu_pack;
 
@@ -122,8 +123,9 @@ extern const xl_cpu_kernels xl_cpu_kernels_generic;
 extern const xl_cpu_kernels xl_cpu_kernels_avx2, xl_cpu_kernels_avx512;
 extern const xl_cpu_product_fn xl_cpu_product_bf16_avx512bf16;
 extern const xl_cpu_product_fn xl_cpu_products_avx512vnni[XLSTM_DTYPE_COUNT];
-extern const xl_cpu_product xl_cpu_product_bf16_amx;
-extern const xl_cpu_pack_fn xl_cpu_pack_amx;
+/* Bfloat16 weights on the matrix unit: with bfloat16 activations, with float32 activations. */
+extern const xl_cpu_product xl_cpu_products_amx[2];
+extern const xl_cpu_pack_fn xl_cpu_packs_amx[2];
 #elif defined(__aarch64__)
 extern const xl_cpu_kernels xl_cpu_kernels_neon;
 extern const xl_cpu_product_fn xl_cpu_products_dotprod[XLSTM_DTYPE_COUNT];

@@ -156,6 +156,8 @@ static size_t packed_row(xl_cpu_pack pack, size_t cols)
         return (cols + (cols & 1)) * 2;
     case XL_CPU_PACK_Q8:
         return cols / 32 * 48;
+    case XL_CPU_PACK_SPLIT:
+        return xl_round_up(cols, 32) * 6;
     default:
         return xl_round_up(cols, 32) * 2;
     }
@@ -244,11 +246,12 @@ static void linear_piece(void *arg, uint32_t piece, uint32_t worker)
             kn->dots(sums + o - first, width, m->bytes + o * m->row_bytes, m->dtype, job->x + row * job->cols,
                      job->cols, rows, job->cols, c->workers[worker].decoded);
     }
-    for (; first < end; first += width, sums += rows * width) {
-        xl_cpu_epilogue e = {l->bias ? l->bias->vector + first : NULL, l->add, l->wide ? XLSTM_F32 : c->o.activations};
-        for (uint32_t r = 0; r < rows; r++)
-            kn->finish(l->out->data + (size_t)(row + r) * l->stride + l->column + first, sums + r * width,
-                       (uint32_t)XL_MIN(end - first, width), &e);
+    for (uint32_t r = 0; r < rows; r++) {
+        float *out = l->out->data + (size_t)(row + r) * l->stride + l->column, *sum = sums + r * width;
+        for (size_t o = first; o < end; o += width, sum += rows * width) {
+            xl_cpu_epilogue e = {l->bias ? l->bias->vector + o : NULL, l->add, l->wide ? XLSTM_F32 : c->o.activations};
+            kn->finish(out + o, sum, (uint32_t)XL_MIN(end - o, width), &e);
+        }
     }
 }
 
