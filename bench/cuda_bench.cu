@@ -1,7 +1,7 @@
 /*
- * cuda_bench.cu — speed of the cuda backend on the 7B geometry with random weights made in place: decode at several batch
- * sizes, prefill, time to first token, and each kind of operation by itself against the device's copy bandwidth. Calls the
- * operations in the order of forward.c. One JSON object a line on stdout.
+ * cuda_bench.cu — speed of the cuda backend on the 7B geometry with random weights made in place: decode at several
+ * batch sizes, prefill, time to first token, and each kind of operation by itself against the device's copy bandwidth.
+ * Calls the operations in the order of forward.c. One JSON object a line on stdout.
  *   cuda_bench [--weights bf16|q8_0|q4_k|q4_0|f32] [--act bf16|f32] [--state f32|bf16] [--decode 1,8,64]
  *              [--prefill 512,2048,8192] [--parts] [--tokens 32] [--blocks 32]
  */
@@ -64,12 +64,13 @@ static std::vector<uint8_t> random_bytes(xlstm_dtype t, size_t rows, size_t cols
         for (float &x : row) x = normal() * 0.02f;
         xl_encode_row(out.data() + i * row_bytes, row.data(), t, cols);
     }
-    for (size_t i = distinct; i < rows; i++) memcpy(out.data() + i * row_bytes, out.data() + (i % distinct) * row_bytes, row_bytes);
+    for (size_t i = distinct; i < rows; i++)
+        memcpy(out.data() + i * row_bytes, out.data() + (i % distinct) * row_bytes, row_bytes);
     return out;
 }
 
-static xl_matrix *make(model &m, const std::vector<uint8_t> &bytes, xlstm_dtype t, size_t rows, size_t cols, bool vector = false,
-                       unsigned usage = XL_USE_MATMUL)
+static xl_matrix *make(model &m, const std::vector<uint8_t> &bytes, xlstm_dtype t, size_t rows, size_t cols,
+                       bool vector = false, unsigned usage = XL_USE_MATMUL)
 {
     xl_tensor tensor = {};
     tensor.name = "random";
@@ -79,7 +80,8 @@ static xl_matrix *make(model &m, const std::vector<uint8_t> &bytes, xlstm_dtype 
     tensor.shape[1] = cols;
     xl_matrix *out;
     bool borrows;
-    MUST(m.be->ops->matrix_new(m.be, &out, &borrows, &tensor, bytes.data(), 0, vector ? cols : rows, XLSTM_DTYPE_DEFAULT, usage, &err));
+    MUST(m.be->ops->matrix_new(m.be, &out, &borrows, &tensor, bytes.data(), 0, vector ? cols : rows,
+                               XLSTM_DTYPE_DEFAULT, usage, &err));
     if (usage == XL_USE_MATMUL) m.weight_bytes += (double)m.be->ops->matrix_bytes(out);
     return out;
 }
@@ -92,7 +94,8 @@ static void forward(model &m, const xl_batch &batch, int parts, bool *replayed)
     ops->embed(m.be, m.x, m.embedding);
     for (uint32_t i = 0; i < m.blocks; i++) {
         const block &w = m.b[i];
-        xl_norm n1 = {w.norm1, nullptr, D, 1e-6f, 1}, n2 = {w.norm2, nullptr, D, 1e-6f, 2}, mh = {w.mh, nullptr, VD, 1e-6f, 3};
+        xl_norm n1 = {w.norm1, nullptr, D, 1e-6f, 1}, n2 = {w.norm2, nullptr, D, 1e-6f, 2},
+                mh = {w.mh, nullptr, VD, 1e-6f, 3};
         if (parts & P_QKVO) {
             ops->rmsnorm(m.be, m.u, m.x, &n1, false);
             xl_linear l[6] = {};
@@ -176,6 +179,16 @@ static double copy_bandwidth()
     return 2.0 * (double)n / (best * 1e-3);
 }
 
+/* Read once: keep out of L1. */
+__device__ __forceinline__ uint4 load_stream(const void *p)
+{
+    uint4 u;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w)
+                 : "l"(p));
+    return u;
+}
+
 __global__ void read_kernel(const uint4 *p, size_t n, uint32_t *out)
 {
     uint32_t x = 0;
@@ -183,7 +196,8 @@ __global__ void read_kernel(const uint4 *p, size_t n, uint32_t *out)
     for (size_t i = (size_t)blockIdx.x * blockDim.x * 8 + threadIdx.x; i < n; i += 8 * step) {
         uint4 u[8];
 #pragma unroll
-        for (int j = 0; j < 8; j++) u[j] = i + j * blockDim.x < n ? load_stream(p + i + j * blockDim.x) : make_uint4(0, 0, 0, 0);
+        for (int j = 0; j < 8; j++)
+            u[j] = i + j * blockDim.x < n ? load_stream(p + i + j * blockDim.x) : make_uint4(0, 0, 0, 0);
 #pragma unroll
         for (int j = 0; j < 8; j++) x ^= u[j].x ^ u[j].y ^ u[j].z ^ u[j].w;
     }
@@ -231,10 +245,16 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         std::string a = argv[i];
         const char *next = i + 1 < argc ? argv[i + 1] : "";
-        if (a == "--weights") { MUST(xlstm_dtype_parse(&weights, next, &err)); i++; }
-        else if (a == "--act") { MUST(xlstm_dtype_parse(&act, next, &err)); i++; }
-        else if (a == "--state") { MUST(xlstm_dtype_parse(&state, next, &err)); i++; }
-        else if (a == "--decode") decode = list(next), i++;
+        if (a == "--weights") {
+            MUST(xlstm_dtype_parse(&weights, next, &err));
+            i++;
+        } else if (a == "--act") {
+            MUST(xlstm_dtype_parse(&act, next, &err));
+            i++;
+        } else if (a == "--state") {
+            MUST(xlstm_dtype_parse(&state, next, &err));
+            i++;
+        } else if (a == "--decode") decode = list(next), i++;
         else if (a == "--prefill") prefill = list(next), i++;
         else if (a == "--tokens") tokens = atoi(next), i++;
         else if (a == "--blocks") blocks = (uint32_t)atoi(next), i++;
@@ -269,9 +289,11 @@ int main(int argc, char **argv)
     m.b.resize(blocks);
     /* block formats of 256 do not divide F: that matrix falls back as quantisers do */
     bool k_quant = weights == XLSTM_Q4_K || weights == XLSTM_Q5_K || weights == XLSTM_Q6_K;
-    xlstm_dtype down = k_quant ? (weights == XLSTM_Q4_K ? XLSTM_Q4_0 : XLSTM_Q8_0) : weights, plain = cuda_plain(weights) ? weights : XLSTM_F32;
-    std::vector<uint8_t> of_d = random_bytes(weights, F, D), of_f = random_bytes(down, D, F), gate = random_bytes(plain, NH, D),
-                         one(V * 4), head = random_bytes(weights, V, D), table = random_bytes(XLSTM_BF16, V, D);
+    xlstm_dtype down = k_quant ? (weights == XLSTM_Q4_K ? XLSTM_Q4_0 : XLSTM_Q8_0) : weights,
+                plain = cuda_plain(weights) ? weights : XLSTM_F32;
+    std::vector<uint8_t> of_d = random_bytes(weights, F, D), of_f = random_bytes(down, D, F),
+                         gate = random_bytes(plain, NH, D), one(V * 4), head = random_bytes(weights, V, D),
+                         table = random_bytes(XLSTM_BF16, V, D);
     for (size_t i = 0; i < V; i++) {
         float x = 1;
         memcpy(one.data() + 4 * i, &x, 4);
@@ -302,19 +324,21 @@ int main(int argc, char **argv)
     struct {
         xl_buffer **b;
         size_t rows, width;
-    } buffers[] = {{&m.x, rows, D}, {&m.u, rows, D}, {&m.q, rows, QD}, {&m.k, rows, QD}, {&m.v, rows, VD}, {&m.o, rows, VD},
-                   {&m.gates, rows, 2 * NH}, {&m.h, rows, VD}, {&m.g, rows, VD}, {&m.gate, rows, F}, {&m.up, rows, F},
-                   {&m.product, rows, F}, {&m.last, outs, D}, {&m.logits, outs, V}};
+    } buffers[] = {{&m.x, rows, D},    {&m.u, rows, D},     {&m.q, rows, QD},         {&m.k, rows, QD},
+                   {&m.v, rows, VD},   {&m.o, rows, VD},    {&m.gates, rows, 2 * NH}, {&m.h, rows, VD},
+                   {&m.g, rows, VD},   {&m.gate, rows, F},  {&m.up, rows, F},         {&m.product, rows, F},
+                   {&m.last, outs, D}, {&m.logits, outs, V}};
     for (auto &b : buffers) MUST(m.be->ops->buffer_new(m.be, b.b, b.rows, b.width, &err));
     std::vector<xl_store *> stores(std::max<size_t>(1, runs));
     for (xl_store *&s : stores) MUST(m.be->ops->store_new(m.be, &s, &err));
     m.state_bytes = (double)m.be->ops->layout(m.be)->total_bytes;
     char device[64];
     m.be->ops->describe(m.be, device, sizeof(device));
-    printf("{\"device\":\"%s\",\"weights\":\"%s\",\"activations\":\"%s\",\"state\":\"%s\",\"blocks\":%u,\"weight_bytes\":%.0f,"
+    printf("{\"device\":\"%s\",\"weights\":\"%s\",\"activations\":\"%s\",\"state\":\"%s\",\"blocks\":%u,"
+           "\"weight_bytes\":%.0f,"
            "\"state_bytes\":%.0f,\"copy_bytes_per_s\":%.4g,\"read_bytes_per_s\":%.4g,\"load_s\":%.2f}\n",
-           device, xlstm_dtype_name(weights), xlstm_dtype_name(act), xlstm_dtype_name(state), blocks, m.weight_bytes, m.state_bytes, copied,
-           read, loaded);
+           device, xlstm_dtype_name(weights), xlstm_dtype_name(act), xlstm_dtype_name(state), blocks, m.weight_bytes,
+           m.state_bytes, copied, read, loaded);
 
     std::vector<int32_t> ids(rows);
     std::vector<uint32_t> faults(rows), out(outs);
@@ -366,7 +390,8 @@ int main(int argc, char **argv)
         }
         double pure = median(without), all = median(with);
         double bytes = m.weight_bytes + 2.0 * n * m.state_bytes;
-        printf("{\"decode\":%d,\"ms\":%.4f,\"tokens_per_s\":%.1f,\"ms_with_logits\":%.4f,\"tokens_per_s_with_logits\":%.1f,"
+        printf("{\"decode\":%d,\"ms\":%.4f,\"tokens_per_s\":%.1f,\"ms_with_logits\":%.4f,"
+               "\"tokens_per_s_with_logits\":%.1f,"
                "\"bytes_per_s\":%.4g,\"of_read_bandwidth\":%.3f}\n",
                n, pure * 1e3, n / pure, all * 1e3, n / all, bytes / pure, bytes / pure / read);
     }
@@ -375,8 +400,8 @@ int main(int argc, char **argv)
             const char *name;
             int part;
             double bytes;
-        } kinds[] = {{"qkvo", P_QKVO, 0}, {"cell", P_CELL, 0}, {"out", P_OUT, 0}, {"up", P_UP, 0}, {"down", P_DOWN, 0}, {"head", P_HEAD, 0},
-                     {"nothing", 0, 0}};
+        } kinds[] = {{"qkvo", P_QKVO, 0}, {"cell", P_CELL, 0}, {"out", P_OUT, 0}, {"up", P_UP, 0},
+                     {"down", P_DOWN, 0}, {"head", P_HEAD, 0}, {"nothing", 0, 0}};
         for (int n : decode) {
             reset();
             for (auto &k : kinds) {
@@ -392,8 +417,9 @@ int main(int argc, char **argv)
                 if (k.part == P_HEAD) add(m.head);
                 if (k.part == P_CELL) bytes = 2.0 * n * m.state_bytes / blocks;
                 double s = *std::min_element(times.begin(), times.end());
-                printf("{\"part\":\"%s\",\"rows\":%d,\"us_each\":%.2f,\"bytes_per_s\":%.4g,\"of_read_bandwidth\":%.3f}\n", k.name, n,
-                       s * 1e6 / each, bytes * each / s, bytes * each / s / read);
+                printf(
+                    "{\"part\":\"%s\",\"rows\":%d,\"us_each\":%.2f,\"bytes_per_s\":%.4g,\"of_read_bandwidth\":%.3f}\n",
+                    k.name, n, s * 1e6 / each, bytes * each / s, bytes * each / s / read);
             }
         }
     }
@@ -405,13 +431,14 @@ int main(int argc, char **argv)
         }
         double s = *std::min_element(times.begin() + 1, times.end());
         double flops = 2.0 * n * ((2.0 * QD + 3.0 * VD) * D + 3.0 * D * F) * blocks;
-        printf("{\"prefill\":%d,\"ms\":%.3f,\"first_ms\":%.1f,\"tokens_per_s\":%.1f,\"flop_per_s\":%.4g}\n", n, s * 1e3, times[0] * 1e3, n / s,
-               flops / s);
+        printf("{\"prefill\":%d,\"ms\":%.3f,\"first_ms\":%.1f,\"tokens_per_s\":%.1f,\"flop_per_s\":%.4g}\n", n, s * 1e3,
+               times[0] * 1e3, n / s, flops / s);
         if (!parts) continue;
         struct {
             const char *name;
             int part;
-        } kinds[] = {{"qkvo", P_QKVO}, {"cell", P_CELL}, {"out", P_OUT}, {"up", P_UP}, {"down", P_DOWN}, {"head", P_HEAD}, {"nothing", 0}};
+        } kinds[] = {{"qkvo", P_QKVO}, {"cell", P_CELL}, {"out", P_OUT}, {"up", P_UP},
+                     {"down", P_DOWN}, {"head", P_HEAD}, {"nothing", 0}};
         for (auto &k : kinds) {
             std::vector<double> t;
             for (int i = 0; i < 4; i++) {
@@ -419,7 +446,8 @@ int main(int argc, char **argv)
                 cudaDeviceSynchronize();
                 t.push_back(once(batch_of(1, (uint32_t)n, false), k.part, false));
             }
-            printf("{\"part\":\"%s\",\"rows\":%d,\"us_each\":%.2f}\n", k.name, n, *std::min_element(t.begin() + 1, t.end()) * 1e6 / blocks);
+            printf("{\"part\":\"%s\",\"rows\":%d,\"us_each\":%.2f}\n", k.name, n,
+                   *std::min_element(t.begin() + 1, t.end()) * 1e6 / blocks);
         }
     }
     return 0;

@@ -10,8 +10,7 @@
 #include "ref/ref_backend.h"
 
 /* In order of preference. The reference backends come last and are never chosen by themselves before "cpu". */
-static const xl_backend_ops *const built[] = {&xl_cpu_backend, &xl_reference_backend,
-                                              &xl_reference64_backend};
+static const xl_backend_ops *const built[] = {&xl_cpu_backend, &xl_reference_backend, &xl_reference64_backend};
 
 /* A plugin's entry returns its vtable. It stays open for the life of the process. */
 typedef const xl_backend_ops *(*plugin_entry)(void);
@@ -71,14 +70,23 @@ int xl_state_layout_make(xl_state_layout *out, xlstm_dtype dtype, uint32_t num_b
                              .head_qk = head_qk,
                              .head_v = head_v};
     if (num_blocks == 0 || num_heads == 0 || head_qk == 0 || head_v == 0) {
-        return xl_fail(err, XLSTM_E_UNSUPPORTED, "a state of %u blocks, %u heads of %u x %u: expected at least 1 of each",
-                       num_blocks, num_heads, head_qk, head_v);
+        return xl_fail(err, XLSTM_E_UNSUPPORTED,
+                       "a state of %u blocks, %u heads of %u x %u: expected at least 1 of each", num_blocks, num_heads,
+                       head_qk, head_v);
     }
     switch (dtype) {
-    case XLSTM_F64: out->c_row_bytes = (size_t)head_v * 8; break;
-    case XLSTM_F32: out->c_row_bytes = (size_t)head_v * 4; break;
-    case XLSTM_BF16: out->c_row_bytes = (size_t)head_v * 2; break;
-    case XLSTM_I8: out->c_row_bytes = (size_t)head_v + 4; break;
+    case XLSTM_F64:
+        out->c_row_bytes = (size_t)head_v * 8;
+        break;
+    case XLSTM_F32:
+        out->c_row_bytes = (size_t)head_v * 4;
+        break;
+    case XLSTM_BF16:
+        out->c_row_bytes = (size_t)head_v * 2;
+        break;
+    case XLSTM_I8:
+        out->c_row_bytes = (size_t)head_v + 4;
+        break;
     default:
         return xl_fail(err, XLSTM_E_UNSUPPORTED, "state dtype %s: expected float32, bfloat16 or int8",
                        xlstm_dtype_name(dtype));

@@ -1,15 +1,17 @@
 /*
  * cuda_backend.cu — the cuda backend's vtable: devices, memory, weights, states, and the pass. Operations are recorded;
  * submit (or a read between them) runs them. A pass in which every run is one token is captured as a CUDA graph the
- * second time its shape is seen and replayed from then on: ids, runs and state addresses are in a table that is uploaded
- * before each pass. Built as a plugin, so that a machine without CUDA needs nothing of it. Kernels are in the other files.
+ * second time its shape is seen and replayed from then on: ids, runs and state addresses are in a table that is
+ * uploaded before each pass. Built as a plugin, so that a machine without CUDA needs nothing of it. Kernels are in the
+ * other files.
  */
 #include "cuda_internal.h"
 
 #include <cstring>
 #include <new>
 
-namespace {
+namespace
+{
 
 constexpr size_t STAGING = 16u << 20; /* bytes of each of the two upload buffers */
 constexpr uint32_t GRAPHS = 32;
@@ -19,6 +21,14 @@ int enter(const cuda_backend *be, xlstm_error *err)
 {
     cudaError_t code = cudaSetDevice(be->device);
     return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "selecting the device");
+}
+
+void forget_graphs(cuda_backend *be)
+{
+    for (cuda_graph &g : be->graphs) {
+        if (g.exec != nullptr) cudaGraphExecDestroy(g.exec);
+    }
+    be->graphs.clear();
 }
 
 } // namespace
@@ -46,8 +56,10 @@ int cuda_alloc(cuda_backend *be, void **out, size_t bytes, const char *what, xls
     (void)cudaGetLastError();
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
-    return xl_fail(err, XLSTM_E_MEMORY, "cuda: %s: %zu bytes needed, %zu of %zu free on %s; use a smaller dtype, fewer sessions or fewer rows",
-                   what, bytes, free, total, be->device_name);
+    return xl_fail(
+        err, XLSTM_E_MEMORY,
+        "cuda: %s: %zu bytes needed, %zu of %zu free on %s; use a smaller dtype, fewer sessions or fewer rows", what,
+        bytes, free, total, be->device_name);
 }
 
 void *cuda_scratch(cuda_backend *be, size_t bytes)
@@ -69,25 +81,14 @@ void *cuda_scratch(cuda_backend *be, size_t bytes)
         return nullptr;
     }
     be->scratch_bytes = bytes;
-    /* recorded passes hold the old address */
-    for (cuda_graph &g : be->graphs) {
-        if (g.exec != nullptr) cudaGraphExecDestroy(g.exec);
-    }
-    be->graphs.clear();
+    forget_graphs(be); /* they hold the old address */
     return be->scratch;
 }
 
-namespace {
+namespace
+{
 
 /* ---- open and close --------------------------------------------------------------------------------------------- */
-
-void forget_graphs(cuda_backend *be)
-{
-    for (cuda_graph &g : be->graphs) {
-        if (g.exec != nullptr) cudaGraphExecDestroy(g.exec);
-    }
-    be->graphs.clear();
-}
 
 void close_backend(xl_backend *base)
 {
@@ -144,8 +145,10 @@ int choose_device(cuda_backend *be, xlstm_error *err)
         int driver = 0, runtime = 0;
         cudaDriverGetVersion(&driver);
         cudaRuntimeGetVersion(&runtime);
-        if (driver == 0) return xl_fail(err, XLSTM_E_DEVICE, "cuda: no NVIDIA driver on this machine; use the cpu backend");
-        return xl_fail(err, XLSTM_E_DEVICE, "cuda: the NVIDIA driver serves CUDA %d.%d, this build needs %d.%d; update the driver",
+        if (driver == 0)
+            return xl_fail(err, XLSTM_E_DEVICE, "cuda: no NVIDIA driver on this machine; use the cpu backend");
+        return xl_fail(err, XLSTM_E_DEVICE,
+                       "cuda: the NVIDIA driver serves CUDA %d.%d, this build needs %d.%d; update the driver",
                        driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     }
     if (code == cudaErrorNoDevice || (code == cudaSuccess && n == 0)) {
@@ -168,8 +171,8 @@ int choose_device(cuda_backend *be, xlstm_error *err)
     be->overlap = p.major >= 9;
     snprintf(be->device_name, sizeof(be->device_name), "%.120s", p.name);
     if (be->arch < 80) {
-        return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: %s has compute capability %d.%d, 8.0 or later is needed", p.name, p.major,
-                       p.minor);
+        return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: %s has compute capability %d.%d, 8.0 or later is needed",
+                       p.name, p.major, p.minor);
     }
     return XLSTM_OK;
 }
@@ -177,14 +180,16 @@ int choose_device(cuda_backend *be, xlstm_error *err)
 int check_options(const xl_backend_options *o, xlstm_error *err)
 {
     if (o->state != XLSTM_F32 && o->state != XLSTM_BF16) {
-        return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: state dtype %s: expected float32 or bfloat16", xlstm_dtype_name(o->state));
+        return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: state dtype %s: expected float32 or bfloat16",
+                       xlstm_dtype_name(o->state));
     }
     if (o->activations != XLSTM_F32 && o->activations != XLSTM_BF16 && o->activations != XLSTM_F16) {
         return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: activations in %s: expected float32, bfloat16 or float16",
                        xlstm_dtype_name(o->activations));
     }
     if (o->head_qk > 512) {
-        return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: query-key heads of %u channels: at most 512 are supported", o->head_qk);
+        return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: query-key heads of %u channels: at most 512 are supported",
+                       o->head_qk);
     }
     return XLSTM_OK;
 }
@@ -210,7 +215,8 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
     if (code == cudaSuccess) code = cuda_linear_setup(be);
     if (code == cudaSuccess) code = cuda_mlstm_setup(be);
     if (code != cudaSuccess) {
-        result = cuda_fail(err, code, code == cudaErrorNoKernelImageForDevice ? "no code for this GPU in this build" : "setting up");
+        result = cuda_fail(
+            err, code, code == cudaErrorNoKernelImageForDevice ? "no code for this GPU in this build" : "setting up");
         goto fail;
     }
     /* states: C, then two copies of n and m */
@@ -234,8 +240,11 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
         goto fail;
     }
     result = cuda_alloc(be, (void **)&be->device_table, table.bytes, "tables", err);
-    if (result == XLSTM_OK) result = cuda_alloc(be, (void **)&be->counters, (COUNTERS + o->max_rows) * sizeof(uint32_t), "fault codes", err);
-    for (int i = 0; i < 2 && result == XLSTM_OK; i++) result = cuda_alloc(be, (void **)&be->raw[i], STAGING, "upload buffers", err);
+    if (result == XLSTM_OK)
+        result =
+            cuda_alloc(be, (void **)&be->counters, (COUNTERS + o->max_rows) * sizeof(uint32_t), "fault codes", err);
+    for (int i = 0; i < 2 && result == XLSTM_OK; i++)
+        result = cuda_alloc(be, (void **)&be->raw[i], STAGING, "upload buffers", err);
     if (result == XLSTM_OK && cuda_chunkwise_fits(be)) {
         be->intra_bytes = be->max_chunks * o->num_heads * cuda_intra_bytes(be);
         result = cuda_alloc(be, (void **)&be->intra, be->intra_bytes, "chunkwise scratch", err);
@@ -277,14 +286,15 @@ void matrix_free(xl_backend *base, xl_matrix *m)
     delete m;
 }
 
-/* Bytes to the device through two pinned buffers, so that reading the file and copying overlap; `use` enqueues what is to
- * be done with rows row .. row + n - 1, whose file bytes are then at the device address it is given. */
-template <typename F> int upload(cuda_backend *be, const void *bytes, size_t row_bytes, size_t rows, size_t multiple, F use,
-                                 xlstm_error *err)
+/* Bytes to the device through two pinned buffers, so that reading the file and copying overlap; `use` enqueues what is
+ * to be done with rows row .. row + n - 1, whose file bytes are then at the device address it is given. */
+template <typename F>
+int upload(cuda_backend *be, const void *bytes, size_t row_bytes, size_t rows, size_t multiple, F use, xlstm_error *err)
 {
     size_t step = XL_MAX(STAGING / row_bytes / multiple * multiple, multiple);
     if (step * row_bytes > STAGING) {
-        return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: rows of %zu bytes: at most %zu are supported", row_bytes, STAGING / multiple);
+        return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: rows of %zu bytes: at most %zu are supported", row_bytes,
+                       STAGING / multiple);
     }
     for (size_t row = 0; row < rows; row += step) {
         size_t n = XL_MIN(step, rows - row);
@@ -318,7 +328,8 @@ int matrix_new(xl_backend *base, xl_matrix **out, bool *borrows, const xl_tensor
     size_t row_bytes = 0;
     if ((!cuda_plain(t->dtype) && !cuda_quant_supported(t->dtype)) || !xl_dtype_row_bytes(&row_bytes, t->dtype, cols) ||
         (vector && !cuda_plain(t->dtype)) || rows > UINT32_MAX / 2 || cols > UINT32_MAX / 2) {
-        return xl_fail(err, XLSTM_E_UNSUPPORTED, "tensor %s: the cuda backend has no %s of this shape", t->name, xlstm_dtype_name(t->dtype));
+        return xl_fail(err, XLSTM_E_UNSUPPORTED, "tensor %s: the cuda backend has no %s of this shape", t->name,
+                       xlstm_dtype_name(t->dtype));
     }
     xl_matrix *m = new (std::nothrow) xl_matrix();
     if (m == nullptr) return xl_fail(err, XLSTM_E_MEMORY, "cuda: out of memory");
@@ -337,9 +348,12 @@ int matrix_new(xl_backend *base, xl_matrix **out, bool *borrows, const xl_tensor
         result = cuda_alloc(be, (void **)&m->data, m->bytes, what, err);
         /* uploaded as rows of one element, so that any length fits */
         if (result == XLSTM_OK) {
-            result = upload(be, from, cuda_size(t->dtype), cols, 1, [&](const void *raw, size_t first, size_t n) {
-                cuda_run_convert(be->stream, (float *)m->data + first, XLSTM_F32, 1, raw, t->dtype, n, 1);
-            }, err);
+            result = upload(
+                be, from, cuda_size(t->dtype), cols, 1,
+                [&](const void *raw, size_t first, size_t n) {
+                    cuda_run_convert(be->stream, (float *)m->data + first, XLSTM_F32, 1, raw, t->dtype, n, 1);
+                },
+                err);
         }
     } else if (cuda_plain(t->dtype)) {
         m->pitch = xl_round_up(cols, 32);
@@ -347,14 +361,17 @@ int matrix_new(xl_backend *base, xl_matrix **out, bool *borrows, const xl_tensor
         const uint8_t *from = (const uint8_t *)bytes + row0 * row_bytes;
         result = cuda_alloc(be, (void **)&m->data, m->bytes, what, err);
         if (result == XLSTM_OK) {
-            result = upload(be, from, row_bytes, rows, 1, [&](const void *raw, size_t first, size_t n) {
-                uint8_t *to = m->data + first * m->pitch * cuda_size(m->dtype);
-                if (m->dtype == t->dtype && m->pitch == cols) {
-                    cudaMemcpyAsync(to, raw, n * row_bytes, cudaMemcpyDeviceToDevice, be->stream);
-                } else {
-                    cuda_run_convert(be->stream, to, m->dtype, m->pitch, raw, t->dtype, n, cols);
-                }
-            }, err);
+            result = upload(
+                be, from, row_bytes, rows, 1,
+                [&](const void *raw, size_t first, size_t n) {
+                    uint8_t *to = m->data + first * m->pitch * cuda_size(m->dtype);
+                    if (m->dtype == t->dtype && m->pitch == cols) {
+                        cudaMemcpyAsync(to, raw, n * row_bytes, cudaMemcpyDeviceToDevice, be->stream);
+                    } else {
+                        cuda_run_convert(be->stream, to, m->dtype, m->pitch, raw, t->dtype, n, cols);
+                    }
+                },
+                err);
         }
     } else {
         size_t values = 0, scales = 0, table = usage & XL_USE_ROWS ? rows * cols * sizeof(float) : 0;
@@ -365,12 +382,16 @@ int matrix_new(xl_backend *base, xl_matrix **out, bool *borrows, const xl_tensor
         m->scales = m->data + values;
         if (result == XLSTM_OK && table > 0) result = cuda_alloc(be, (void **)&m->rows, table, what, err);
         if (result == XLSTM_OK) {
-            result = upload(be, from, row_bytes, rows, 16, [&](const void *raw, size_t first, size_t n) {
-                if (values > 0) cuda_quant_repack(be->stream, m, raw, (uint32_t)first, (uint32_t)n);
-                if (table > 0) {
-                    cuda_quant_decode(be->stream, (float *)m->rows + first * cols, cols, raw, t->dtype, (uint32_t)n, m->in);
-                }
-            }, err);
+            result = upload(
+                be, from, row_bytes, rows, 16,
+                [&](const void *raw, size_t first, size_t n) {
+                    if (values > 0) cuda_quant_repack(be->stream, m, raw, (uint32_t)first, (uint32_t)n);
+                    if (table > 0) {
+                        cuda_quant_decode(be->stream, (float *)m->rows + first * cols, cols, raw, t->dtype, (uint32_t)n,
+                                          m->in);
+                    }
+                },
+                err);
         }
     }
     if (result != XLSTM_OK) {
@@ -489,18 +510,19 @@ int store_copy(xl_backend *base, xl_store *to, const xl_store *from, xlstm_error
 }
 
 /* n and m between the device's float32 and the host layout, through one host copy of both. */
-int store_small(cuda_backend *be, const xl_store *s, std::vector<float> &small, bool read)
+cudaError_t store_small(cuda_backend *be, const xl_store *s, std::vector<float> &small, bool read)
 {
     small.resize(be->n_copy + be->m_copy);
     cudaMemcpyKind kind = read ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
     float *n = n_of(be, s, s->parity), *m = m_of(be, s, s->parity);
-    cudaError_t code = cudaMemcpyAsync(read ? small.data() : n, read ? n : small.data(), be->n_copy * sizeof(float), kind, be->stream);
+    cudaError_t code =
+        cudaMemcpyAsync(read ? small.data() : n, read ? n : small.data(), be->n_copy * sizeof(float), kind, be->stream);
     if (code == cudaSuccess) {
-        code = cudaMemcpyAsync(read ? small.data() + be->n_copy : m, read ? m : small.data() + be->n_copy, be->m_copy * sizeof(float),
-                               kind, be->stream);
+        code = cudaMemcpyAsync(read ? small.data() + be->n_copy : m, read ? m : small.data() + be->n_copy,
+                               be->m_copy * sizeof(float), kind, be->stream);
     }
     if (code == cudaSuccess) code = cudaStreamSynchronize(be->stream);
-    return (int)code;
+    return code;
 }
 
 int store_read(xl_backend *base, const xl_store *s, void *host, xlstm_error *err)
@@ -511,10 +533,10 @@ int store_read(xl_backend *base, const xl_store *s, void *host, xlstm_error *err
     int result = enter(be, err);
     if (result != XLSTM_OK) return result;
     uint8_t *bytes = (uint8_t *)host;
-    cudaError_t code = cudaMemcpy2DAsync(bytes, l->block_bytes, s->data, be->c_block, l->c_bytes, o->num_blocks, cudaMemcpyDeviceToHost,
-                                         be->stream);
+    cudaError_t code = cudaMemcpy2DAsync(bytes, l->block_bytes, s->data, be->c_block, l->c_bytes, o->num_blocks,
+                                         cudaMemcpyDeviceToHost, be->stream);
     std::vector<float> small;
-    if (code == cudaSuccess) code = (cudaError_t)store_small(be, s, small, true);
+    if (code == cudaSuccess) code = store_small(be, s, small, true);
     if (code != cudaSuccess) return cuda_fail(err, code, "reading a state");
     for (uint32_t b = 0; b < o->num_blocks; b++) {
         memset(bytes + b * l->block_bytes + l->c_bytes, 0, l->n_bytes + l->m_bytes);
@@ -526,7 +548,8 @@ int store_read(xl_backend *base, const xl_store *s, void *host, xlstm_error *err
                 if (l->n_dtype == XLSTM_BF16) memcpy(to + 2 * i, &narrow, 2);
                 else memcpy(to + 4 * i, &n[i], 4);
             }
-            memcpy(bytes + xl_state_m_offset(l, b, h), small.data() + be->n_copy + (size_t)b * o->num_heads + h, sizeof(float));
+            memcpy(bytes + xl_state_m_offset(l, b, h), small.data() + be->n_copy + (size_t)b * o->num_heads + h,
+                   sizeof(float));
         }
     }
     return XLSTM_OK;
@@ -540,8 +563,8 @@ int store_write(xl_backend *base, xl_store *s, const void *host, xlstm_error *er
     int result = enter(be, err);
     if (result != XLSTM_OK) return result;
     const uint8_t *bytes = (const uint8_t *)host;
-    cudaError_t code = cudaMemcpy2DAsync(s->data, be->c_block, bytes, l->block_bytes, l->c_bytes, o->num_blocks, cudaMemcpyHostToDevice,
-                                         be->stream);
+    cudaError_t code = cudaMemcpy2DAsync(s->data, be->c_block, bytes, l->block_bytes, l->c_bytes, o->num_blocks,
+                                         cudaMemcpyHostToDevice, be->stream);
     std::vector<float> small(be->n_copy + be->m_copy);
     for (uint32_t b = 0; b < o->num_blocks; b++) {
         for (uint32_t h = 0; h < o->num_heads; h++) {
@@ -553,11 +576,12 @@ int store_write(xl_backend *base, xl_store *s, const void *host, xlstm_error *er
                 if (l->n_dtype == XLSTM_BF16) n[i] = xl_bf16_to_f32(narrow);
                 else memcpy(&n[i], from + 4 * i, 4);
             }
-            memcpy(small.data() + be->n_copy + (size_t)b * o->num_heads + h, bytes + xl_state_m_offset(l, b, h), sizeof(float));
+            memcpy(small.data() + be->n_copy + (size_t)b * o->num_heads + h, bytes + xl_state_m_offset(l, b, h),
+                   sizeof(float));
         }
     }
     s->parity = 0;
-    if (code == cudaSuccess) code = (cudaError_t)store_small(be, s, small, false);
+    if (code == cudaSuccess) code = store_small(be, s, small, false);
     return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "writing a state");
 }
 
@@ -622,8 +646,8 @@ int begin(xl_backend *base, const xl_batch *batch, bool *replay, xlstm_error *er
     int result = enter(be, err);
     if (result != XLSTM_OK) return result;
     if (batch->rows > be->opt.max_rows || batch->n_runs > be->opt.max_runs || batch->n_out > be->opt.max_rows) {
-        return xl_fail(err, XLSTM_E_ARGUMENT, "cuda: a batch of %u rows and %u runs: room is for %u and %u", batch->rows, batch->n_runs,
-                       be->opt.max_rows, be->opt.max_runs);
+        return xl_fail(err, XLSTM_E_ARGUMENT, "cuda: a batch of %u rows and %u runs: room is for %u and %u",
+                       batch->rows, batch->n_runs, be->opt.max_rows, be->opt.max_runs);
     }
     be->batch = *batch;
     be->ops.clear();
@@ -639,8 +663,8 @@ int begin(xl_backend *base, const xl_batch *batch, bool *replay, xlstm_error *er
     cudaError_t code = cudaSuccess;
     for (size_t i = 0; i < XL_COUNT(parts) && code == cudaSuccess; i++) {
         if (parts[i][1] == 0) continue;
-        code = cudaMemcpyAsync(be->device_table + parts[i][0], be->host_table + parts[i][0], parts[i][1], cudaMemcpyHostToDevice,
-                               be->stream);
+        code = cudaMemcpyAsync(be->device_table + parts[i][0], be->host_table + parts[i][0], parts[i][1],
+                               cudaMemcpyHostToDevice, be->stream);
     }
     if (code != cudaSuccess) return cuda_fail(err, code, "uploading the batch");
     be->open_pass = true;
@@ -655,15 +679,33 @@ void run_ops(cuda_backend *be)
         const cuda_op *op = &each;
         uint32_t rows = op->out_rows ? be->batch.n_out : be->batch.rows;
         switch (op->kind) {
-        case cuda_op::EMBED: cuda_run_embed(be, op); break;
-        case cuda_op::RMSNORM: cuda_run_rmsnorm(be, op, rows); break;
-        case cuda_op::LINEAR: cuda_run_linear(be, op, rows); break;
-        case cuda_op::MLSTM: cuda_run_mlstm(be, op); break;
-        case cuda_op::MHNORM: cuda_run_mhnorm(be, op, rows); break;
-        case cuda_op::SWIGLU: cuda_run_swiglu(be, op, rows); break;
-        case cuda_op::ADD: cuda_run_add(be, op, rows); break;
-        case cuda_op::GATHER: cuda_run_gather(be, op); break;
-        case cuda_op::SOFTCAP: cuda_run_softcap(be, op); break;
+        case cuda_op::EMBED:
+            cuda_run_embed(be, op);
+            break;
+        case cuda_op::RMSNORM:
+            cuda_run_rmsnorm(be, op, rows);
+            break;
+        case cuda_op::LINEAR:
+            cuda_run_linear(be, op, rows);
+            break;
+        case cuda_op::MLSTM:
+            cuda_run_mlstm(be, op);
+            break;
+        case cuda_op::MHNORM:
+            cuda_run_mhnorm(be, op, rows);
+            break;
+        case cuda_op::SWIGLU:
+            cuda_run_swiglu(be, op, rows);
+            break;
+        case cuda_op::ADD:
+            cuda_run_add(be, op, rows);
+            break;
+        case cuda_op::GATHER:
+            cuda_run_gather(be, op);
+            break;
+        case cuda_op::SOFTCAP:
+            cuda_run_softcap(be, op);
+            break;
         }
     }
     be->ops.clear();
@@ -679,7 +721,8 @@ void clear_faults(cuda_backend *be)
 
 void fetch_faults(cuda_backend *be)
 {
-    cudaError_t code = cudaMemcpyAsync(be->host_faults, be->faults, be->batch.rows * sizeof(uint32_t), cudaMemcpyDeviceToHost, be->stream);
+    cudaError_t code = cudaMemcpyAsync(be->host_faults, be->faults, be->batch.rows * sizeof(uint32_t),
+                                       cudaMemcpyDeviceToHost, be->stream);
     if (code != cudaSuccess) cuda_note(be, code, "fetching fault codes");
     be->after_kernel = false;
 }
@@ -770,7 +813,8 @@ int buffer_read(xl_backend *base, const xl_buffer *b, size_t first, float *out, 
     while (done < n && code == cudaSuccess) {
         while (sent < n && filling - draining < 2 && code == cudaSuccess) {
             size_t part = XL_MIN(step, n - sent);
-            code = cudaMemcpyAsync(be->pinned[filling & 1], b->data + (first + sent) * size, part * size, cudaMemcpyDeviceToHost, be->stream);
+            code = cudaMemcpyAsync(be->pinned[filling & 1], b->data + (first + sent) * size, part * size,
+                                   cudaMemcpyDeviceToHost, be->stream);
             if (code == cudaSuccess) code = cudaEventRecord(be->pinned_free[filling & 1], be->stream);
             sent += part;
             filling++;
@@ -783,7 +827,8 @@ int buffer_read(xl_backend *base, const xl_buffer *b, size_t first, float *out, 
             memcpy(out + done, from, part * sizeof(float));
         } else {
             const uint16_t *half = (const uint16_t *)from;
-            for (size_t i = 0; i < part; i++) out[done + i] = b->dtype == XLSTM_BF16 ? xl_bf16_to_f32(half[i]) : xl_f16_to_f32(half[i]);
+            for (size_t i = 0; i < part; i++)
+                out[done + i] = b->dtype == XLSTM_BF16 ? xl_bf16_to_f32(half[i]) : xl_f16_to_f32(half[i]);
         }
         done += part;
         draining++;

@@ -1,17 +1,18 @@
 /*
  * cuda_chunk.cu — the chunkwise form of the mLSTM cell on tensor cores, for bfloat16 activations. Two kernels:
- *   intra  all chunks at once: gate sums, and the decay-weighted products P of queries and keys inside a chunk, relative to
- *          each row's own maximum;
- *   scan   one block a run, head and tile of value columns walks the chunks with C in registers (float32): outputs from C
- *          and P, then the update of C. Inputs of the next chunk load meanwhile.
- * Operands of products are bfloat16, all sums, gates, n, m and denominators float32. Chunks end at multiples of the chunk
- * size, and of 64 inside it. Formulas: docs/model.md.
+ *   intra  all chunks at once: gate sums, and the decay-weighted products P of queries and keys inside a chunk,
+ *          relative to each row's own maximum;
+ *   scan   one block a run, head and tile of value columns walks the chunks with C in registers (float32): outputs from
+ *          C and P, then the update of C. Inputs of the next chunk load meanwhile.
+ * Operands of products are bfloat16, all sums, gates, n, m and denominators float32. Chunks end at multiples of the
+ * chunk size, and of 64 inside it. Formulas: docs/model.md.
  */
 #include "cuda_device.cuh"
 
 #include "cuda_chunk.cuh"
 
-namespace {
+namespace
+{
 
 /* What intra leaves for scan, per chunk and head. */
 struct intra {
@@ -40,14 +41,15 @@ struct chunk_args {
 
 __device__ __forceinline__ float max_nan(float a, float b) { return a > b || a != a ? a : b; }
 
-/* Starts copying rows [CHUNK][width] of [..][stride] from `from`; rows >= count and columns >= width become zero. A thread
- * keeps its column and goes down the rows. */
+/* Starts copying rows [CHUNK][width] of [..][stride] from `from`; rows >= count and columns >= width become zero. A
+ * thread keeps its column and goes down the rows. */
 template <int W, int PITCH, int THREADS>
 __device__ __forceinline__ void fetch_rows(bf16 *to, const bf16 *from, size_t stride, uint32_t count, uint32_t width)
 {
-    constexpr uint32_t PIECES = W / 8, DOWN = THREADS / PIECES, TRIPS = CHUNK / DOWN;
-    static_assert(CHUNK % DOWN == 0);
+    constexpr uint32_t PIECES = W / 8, DOWN = THREADS / PIECES, TRIPS = DOWN < CHUNK ? CHUNK / DOWN : 1;
+    static_assert(CHUNK % DOWN == 0 || DOWN % CHUNK == 0);
     uint32_t row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
+    if (DOWN > CHUNK && row >= CHUNK) return;
     uint32_t there = column < width ? count : 0, at = shared_address(to + row * PITCH + column);
     const bf16 *p = from + row * stride + column;
     size_t step = DOWN * stride;
@@ -167,10 +169,12 @@ template <int DQ, int TV> struct stage {
 };
 
 /* n rides along as two more columns of C, its bfloat16 head and remainder, and the token weights likewise beside v. */
-template <int DQ, int TV> struct scan_memory {
-    bf16 c[DQ][TV + 8];    /* C and n at the start of the chunk */
-    bf16 v[CHUNK][TV + 8]; /* values times their weight in the next state; the weight */
-    float carry[CHUNK], local[CHUNK], floor[CHUNK], qn[CHUNK]; /* row factors of q C and p v, exp(-M), q n */
+template <int DQ, int TV, int KS> struct scan_memory {
+    bf16 c[DQ][TV + 8];                             /* C and n at the start of the chunk */
+    bf16 v[CHUNK][TV + 8];                          /* values times their weight in the next state; the weight */
+    float carry[CHUNK], local[CHUNK], floor[CHUNK]; /* row factors of q C and p v, exp(-M) */
+    float qn[KS][CHUNK];                            /* q n, a part for each share of dq */
+    float part[KS - 1 + (KS == 1)][KS == 1 ? 1 : CHUNK][TV + 8]; /* q C of the second share */
 };
 
 /* A float as two bfloat16 side by side. */
@@ -180,29 +184,34 @@ __device__ __forceinline__ uint32_t in_two(float x)
     return pack_bf16(head, x - head);
 }
 
-template <int DQ, int TV>
-__device__ __forceinline__ void fetch_stage(stage<DQ, TV> &s, const chunk_args &a, uint32_t index, uint32_t head, uint32_t column)
+template <int DQ, int TV, int THREADS>
+__device__ __forceinline__ void fetch_stage(stage<DQ, TV> &s, const chunk_args &a, uint32_t index, uint32_t head,
+                                            uint32_t column)
 {
     const cuda_chunk chunk = a.chunks[index];
     const intra *in = a.between + (size_t)index * a.heads + head;
     size_t at = ((size_t)chunk.row * a.heads + head) * a.dq, stride = (size_t)a.heads * a.dq;
-    fetch_rows<DQ, DQ + 8, 256>(&s.q[0][0], a.q + at, stride, chunk.count, a.dq);
-    fetch_rows<DQ, DQ + 8, 256>(&s.k[0][0], a.k + at, stride, chunk.count, a.dq);
-    fetch_rows<TV, TV + 8, 256>(&s.v[0][0], a.v + ((size_t)chunk.row * a.heads + head) * a.dv + column, (size_t)a.heads * a.dv,
-                                chunk.count, a.dv - column);
-    fetch_rows<CHUNK, CHUNK + 8, 256>(&s.p[0][0], &in->p[0][0], CHUNK, CHUNK, CHUNK);
+    fetch_rows<DQ, DQ + 8, THREADS>(&s.q[0][0], a.q + at, stride, chunk.count, a.dq);
+    fetch_rows<DQ, DQ + 8, THREADS>(&s.k[0][0], a.k + at, stride, chunk.count, a.dq);
+    fetch_rows<TV, TV + 8, THREADS>(&s.v[0][0], a.v + ((size_t)chunk.row * a.heads + head) * a.dv + column,
+                                    (size_t)a.heads * a.dv, chunk.count, a.dv - column);
+    fetch_rows<CHUNK, CHUNK + 8, THREADS>(&s.p[0][0], &in->p[0][0], CHUNK, CHUNK, CHUNK);
     if (threadIdx.x < (4 * CHUNK + 16) / 4) {
         copy_async16(shared_address(&s.vectors[0][0] + threadIdx.x * 4), &in->b[0] + threadIdx.x * 4, true);
     }
 }
 
-template <int DQ, int TV, int STAGES> __global__ void __launch_bounds__(256, 1) scan_kernel(const __grid_constant__ chunk_args a)
+/* KS: shares of dq in q C, each of 8 warps. */
+template <int DQ, int TV, int STAGES, int KS>
+__global__ void __launch_bounds__(256 * KS, 1) scan_kernel(const __grid_constant__ chunk_args a)
 {
+    constexpr int THREADS = 256 * KS;
     extern __shared__ __align__(128) uint8_t memory[];
     stage<DQ, TV> *stages = (stage<DQ, TV> *)memory;
-    scan_memory<DQ, TV> &s = *(scan_memory<DQ, TV> *)(memory + STAGES * sizeof(stage<DQ, TV>));
-    constexpr int MT = DQ >= 128 ? DQ / 128 : 1, UPDATERS = DQ / (16 * MT); /* 16-row tiles of C a warp, warps that have any */
-    constexpr int HN = TV / 16;                                            /* 8-column tiles of h a warp */
+    scan_memory<DQ, TV, KS> &s = *(scan_memory<DQ, TV, KS> *)(memory + STAGES * sizeof(stage<DQ, TV>));
+    constexpr int MT = DQ >= 128 * KS ? DQ / (128 * KS) : 1,
+                  UPDATERS = DQ / (16 * MT); /* 16-row tiles of C a warp, warps that have any */
+    constexpr int HN = TV / 16;              /* 8-column tiles of h a warp */
     uint32_t tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
     uint32_t head = blockIdx.y, column = blockIdx.x * TV;
     const cuda_run run = a.runs[blockIdx.z];
@@ -238,16 +247,17 @@ template <int DQ, int TV, int STAGES> __global__ void __launch_bounds__(256, 1) 
             }
         }
     }
-    for (uint32_t i = tid; i < CHUNK; i += 256) *(uint4 *)&s.v[i][TV] = make_uint4(0, 0, 0, 0);
+    for (uint32_t i = tid; i < CHUNK; i += THREADS) *(uint4 *)&s.v[i][TV] = make_uint4(0, 0, 0, 0);
     float m = run.m_in[a.m_block + head];
     uint64_t position = run.position;
 
-    fetch_stage(stages[0], a, run.chunk0, head, column);
+    fetch_stage<DQ, TV, THREADS>(stages[0], a, run.chunk0, head, column);
     copy_async_commit();
     for (uint32_t turn = 0; turn < run.n_chunks; turn++) {
         const cuda_chunk chunk = a.chunks[run.chunk0 + turn];
         stage<DQ, TV> &in = stages[turn % STAGES];
-        if (STAGES > 1 && turn + 1 < run.n_chunks) fetch_stage(stages[(turn + 1) % STAGES], a, run.chunk0 + turn + 1, head, column);
+        if (STAGES > 1 && turn + 1 < run.n_chunks)
+            fetch_stage<DQ, TV, THREADS>(stages[(turn + 1) % STAGES], a, run.chunk0 + turn + 1, head, column);
         copy_async_commit();
         copy_async_wait<1>();
         if (STAGES == 1) copy_async_wait<0>();
@@ -262,7 +272,7 @@ template <int DQ, int TV, int STAGES> __global__ void __launch_bounds__(256, 1) 
             s.floor[tid] = expf(-M);
             *(uint32_t *)&s.v[tid][TV] = in_two(expf(in.vectors[3][tid] - m_new));
         }
-        for (int i = tid; i < CHUNK * TV / 8; i += 256) {
+        for (int i = tid; i < CHUNK * TV / 8; i += THREADS) {
             uint32_t row = i / (TV / 8), at = i % (TV / 8) * 8;
             float v[8], w = expf(in.vectors[3][row] - m_new);
             load8(v, &in.v[row][at]);
@@ -271,11 +281,11 @@ template <int DQ, int TV, int STAGES> __global__ void __launch_bounds__(256, 1) 
             store8(&s.v[row][at], v);
         }
 
-        /* q C and p v: a warp has 16 rows and half of the columns */
+        /* q C and p v: a warp has 16 rows, half of the columns, and a share of dq */
         float from_c[2][HN][4] = {}, from_v[HN][4] = {}, from_n[2][4] = {}; /* two chains of sums, for latency */
-        uint32_t rows = warp % 4 * 16, half = warp / 4 * (TV / 2);
+        uint32_t rows = warp % 4 * 16, half = warp / 4 % 2 * (TV / 2), share = KS == 1 ? 0 : warp / 8;
 #pragma unroll 4
-        for (int k0 = 0; k0 < DQ; k0 += 32) {
+        for (int k0 = share * (DQ / KS); k0 < (int)(share + 1) * (DQ / KS); k0 += 32) {
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 int k = k0 + e * 16;
@@ -296,12 +306,22 @@ template <int DQ, int TV, int STAGES> __global__ void __launch_bounds__(256, 1) 
             }
         }
         if (half == 0 && t == 0) {
-            s.qn[rows + g] = (from_n[0][0] + from_n[0][1]) + (from_n[1][0] + from_n[1][1]);
-            s.qn[rows + g + 8] = (from_n[0][2] + from_n[0][3]) + (from_n[1][2] + from_n[1][3]);
+            s.qn[share][rows + g] = (from_n[0][0] + from_n[0][1]) + (from_n[1][0] + from_n[1][1]);
+            s.qn[share][rows + g + 8] = (from_n[0][2] + from_n[0][3]) + (from_n[1][2] + from_n[1][3]);
+        }
+#pragma unroll
+        for (int n = 0; n < HN; n++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) from_c[0][n][e] += from_c[1][n][e];
+            if (KS > 1 && share == 1) {
+                *(float2 *)&s.part[0][rows + g][half + n * 8 + 2 * t] = make_float2(from_c[0][n][0], from_c[0][n][1]);
+                *(float2 *)&s.part[0][rows + g + 8][half + n * 8 + 2 * t] =
+                    make_float2(from_c[0][n][2], from_c[0][n][3]);
+            }
         }
 #pragma unroll
         for (int k0 = 0; k0 < CHUNK; k0 += 16) {
-            if (k0 > (int)rows) continue; /* above the diagonal */
+            if (k0 > (int)rows || share != 0) continue; /* above the diagonal */
             uint32_t fa[4];
             load_matrix4(fa, shared_address(&in.p[rows + lane % 16][k0 + lane / 16 * 8]));
 #pragma unroll
@@ -317,16 +337,22 @@ template <int DQ, int TV, int STAGES> __global__ void __launch_bounds__(256, 1) 
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             uint32_t row = rows + g + e * 8;
-            if (row < chunk.count) {
+            if (row < chunk.count && share == 0) {
                 float carry = s.carry[row], local = s.local[row];
-                float sum = carry * s.qn[row] + local * in.vectors[2][row];
+                float qn = s.qn[0][row] + (KS > 1 ? s.qn[KS - 1][row] : 0.0f);
+                float sum = carry * qn + local * in.vectors[2][row];
                 float inverse = 1.0f / (max_nan(fabsf(sum), s.floor[row]) + a.eps);
                 bf16 *h = a.h + ((size_t)(chunk.row + row) * a.heads + head) * a.dv;
 #pragma unroll
                 for (int n = 0; n < HN; n++) {
                     uint32_t col = column + half + n * 8 + 2 * t;
-                    float x = (carry * (from_c[0][n][2 * e] + from_c[1][n][2 * e]) + local * from_v[n][2 * e]) * inverse;
-                    float y = (carry * (from_c[0][n][2 * e + 1] + from_c[1][n][2 * e + 1]) + local * from_v[n][2 * e + 1]) * inverse;
+                    float2 c = make_float2(from_c[0][n][2 * e], from_c[0][n][2 * e + 1]);
+                    if (KS > 1) {
+                        float2 other = *(const float2 *)&s.part[0][row][half + n * 8 + 2 * t];
+                        c.x += other.x, c.y += other.y;
+                    }
+                    float x = (carry * c.x + local * from_v[n][2 * e]) * inverse;
+                    float y = (carry * c.y + local * from_v[n][2 * e + 1]) * inverse;
                     if (col < a.dv) *(uint32_t *)(h + col) = pack_bf16(x, y);
                 }
             }
@@ -349,7 +375,9 @@ template <int DQ, int TV, int STAGES> __global__ void __launch_bounds__(256, 1) 
                 load_matrix2_t(fw, shared_address(&s.v[k0 + lane % 16][TV]));
 #pragma unroll
                 for (int i = 0; i < MT; i++) {
-                    load_matrix4_t(fa[i], shared_address(&in.k[k0 + lane / 16 * 8 + lane % 8][c_row + i * 16 + (lane / 8 & 1) * 8]));
+                    load_matrix4_t(
+                        fa[i],
+                        shared_address(&in.k[k0 + lane / 16 * 8 + lane % 8][c_row + i * 16 + (lane / 8 & 1) * 8]));
                     mma_bf16(added[i], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fw[0], fw[1]);
                 }
 #pragma unroll
@@ -384,7 +412,8 @@ template <int DQ, int TV, int STAGES> __global__ void __launch_bounds__(256, 1) 
         }
         m = m_new;
         __syncthreads(); /* the stage and the factors may be overwritten */
-        if (STAGES == 1 && turn + 1 < run.n_chunks) fetch_stage(stages[0], a, run.chunk0 + turn + 1, head, column);
+        if (STAGES == 1 && turn + 1 < run.n_chunks)
+            fetch_stage<DQ, TV, THREADS>(stages[0], a, run.chunk0 + turn + 1, head, column);
     }
 
     if (updates) {
@@ -417,32 +446,32 @@ template <int DQ, int TV, int STAGES> __global__ void __launch_bounds__(256, 1) 
 struct variant {
     void (*kernel)(const chunk_args);
     size_t bytes;
-    uint32_t tile;
+    uint32_t tile, threads;
 };
 
-template <int DQ, int TV> variant scan_variant(size_t limit)
+template <int DQ, int TV, int KS> variant scan_variant(size_t limit)
 {
-    size_t two = 2 * sizeof(stage<DQ, TV>) + sizeof(scan_memory<DQ, TV>), one = two - sizeof(stage<DQ, TV>);
-    if (two <= limit) return {scan_kernel<DQ, TV, 2>, two, TV};
-    if (one <= limit) return {scan_kernel<DQ, TV, 1>, one, TV};
-    return {nullptr, 0, TV};
+    size_t two = 2 * sizeof(stage<DQ, TV>) + sizeof(scan_memory<DQ, TV, KS>), one = two - sizeof(stage<DQ, TV>);
+    if (two <= limit) return {scan_kernel<DQ, TV, 2, KS>, two, TV, 256 * KS};
+    if (one <= limit) return {scan_kernel<DQ, TV, 1, KS>, one, TV, 256 * KS};
+    return {nullptr, 0, TV, 256 * KS};
 }
 
 variant scan_for(const cuda_backend *be, bool many)
 {
     uint32_t dq = be->opt.head_qk;
     size_t limit = be->smem_max;
-    if (dq <= 64) return many ? scan_variant<64, 64>(limit) : scan_variant<64, 32>(limit);
-    if (dq <= 128) return many ? scan_variant<128, 64>(limit) : scan_variant<128, 32>(limit);
-    return many ? scan_variant<256, 64>(limit) : scan_variant<256, 32>(limit);
+    if (dq <= 64) return many ? scan_variant<64, 64, 1>(limit) : scan_variant<64, 32, 2>(limit);
+    if (dq <= 128) return many ? scan_variant<128, 64, 1>(limit) : scan_variant<128, 32, 2>(limit);
+    return many ? scan_variant<256, 64, 1>(limit) : scan_variant<256, 32, 2>(limit);
 }
 
 variant intra_for(const cuda_backend *be)
 {
     uint32_t dq = be->opt.head_qk;
-    if (dq <= 64) return {intra_kernel<64>, 2 * CHUNK * (64 + 8) * sizeof(bf16), 0};
-    if (dq <= 128) return {intra_kernel<128>, 2 * CHUNK * (128 + 8) * sizeof(bf16), 0};
-    return {intra_kernel<256>, 2 * CHUNK * (256 + 8) * sizeof(bf16), 0};
+    if (dq <= 64) return {intra_kernel<64>, 2 * CHUNK * (64 + 8) * sizeof(bf16), 0, 128};
+    if (dq <= 128) return {intra_kernel<128>, 2 * CHUNK * (128 + 8) * sizeof(bf16), 0, 128};
+    return {intra_kernel<256>, 2 * CHUNK * (256 + 8) * sizeof(bf16), 0, 128};
 }
 
 } // namespace
@@ -465,7 +494,8 @@ cudaError_t cuda_mlstm_setup(cuda_backend *be)
 {
     if (!cuda_chunkwise_fits(be)) return cudaSuccess;
     for (variant v : {scan_for(be, false), scan_for(be, true), intra_for(be)}) {
-        cudaError_t code = cudaFuncSetAttribute((const void *)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)v.bytes);
+        cudaError_t code =
+            cudaFuncSetAttribute((const void *)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)v.bytes);
         if (code != cudaSuccess) return code;
     }
     return cudaSuccess;
@@ -498,9 +528,10 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
     a.narrow_state = o->state == XLSTM_BF16;
     a.faults = be->faults;
     variant i = intra_for(be);
-    cuda_launch(be, "mlstm intra", i.kernel, dim3(be->n_chunks, a.heads), dim3(128), i.bytes, a);
+    cuda_launch(be, "mlstm intra", i.kernel, dim3(be->n_chunks, a.heads), dim3(i.threads), i.bytes, a);
     /* narrow tiles fill the chip with one sequence, wide ones do less work twice */
     uint32_t narrow_tiles = (a.dv + 31) / 32;
     variant s = scan_for(be, (uint64_t)narrow_tiles * a.heads * be->n_chunked > (uint64_t)be->sms);
-    cuda_launch(be, "mlstm scan", s.kernel, dim3((a.dv + s.tile - 1) / s.tile, a.heads, be->n_chunked), dim3(256), s.bytes, a);
+    cuda_launch(be, "mlstm scan", s.kernel, dim3((a.dv + s.tile - 1) / s.tile, a.heads, be->n_chunked), dim3(s.threads),
+                s.bytes, a);
 }

@@ -5,14 +5,16 @@
  */
 #include "cuda_device.cuh"
 
-namespace {
+namespace
+{
 
 constexpr int THREADS = 256;
 
 /* ---- embed ------------------------------------------------------------------------------------------------------ */
 
-template <typename T> __global__ void embed_kernel(T *x, const void *table, xlstm_dtype type, size_t pitch, uint32_t width,
-                                                   const int32_t *ids)
+template <typename T>
+__global__ void embed_kernel(T *x, const void *table, xlstm_dtype type, size_t pitch, uint32_t width,
+                             const int32_t *ids)
 {
     pdl_go();
     pdl_wait();
@@ -120,7 +122,8 @@ template <typename T> __global__ void __launch_bounds__(128) mhnorm_kernel(T *g,
 
 /* One warp a row and head, whose channels (a multiple of 8, at most 256 V) stay in registers. */
 template <typename T, int V>
-__global__ void __launch_bounds__(THREADS) mhnorm_wide_kernel(T *g, const T *h, const T *o, uint32_t rows, uint32_t heads, norm_args a)
+__global__ void __launch_bounds__(THREADS)
+    mhnorm_wide_kernel(T *g, const T *h, const T *o, uint32_t rows, uint32_t heads, norm_args a)
 {
     pdl_go();
     pdl_wait();
@@ -133,7 +136,8 @@ __global__ void __launch_bounds__(THREADS) mhnorm_wide_kernel(T *g, const T *h, 
     for (int i = 0; i < V; i++) {
         uint32_t c = (i * 32 + lane) * 8;
         if (c < a.width) load8(v[i], h + first + c);
-        else for (int j = 0; j < 8; j++) v[i][j] = 0;
+        else
+            for (int j = 0; j < 8; j++) v[i][j] = 0;
 #pragma unroll
         for (int j = 0; j < 8; j++) sum += v[i][j];
     }
@@ -164,7 +168,8 @@ __global__ void __launch_bounds__(THREADS) mhnorm_wide_kernel(T *g, const T *h, 
 
 /* ---- pointwise -------------------------------------------------------------------------------------------------- */
 
-template <typename T> __global__ void __launch_bounds__(THREADS) swiglu_kernel(T *a, const T *gate, const T *up, size_t n)
+template <typename T>
+__global__ void __launch_bounds__(THREADS) swiglu_kernel(T *a, const T *gate, const T *up, size_t n)
 {
     pdl_go();
     pdl_wait();
@@ -202,7 +207,8 @@ template <typename T> __global__ void gather_kernel(T *y, const T *x, uint32_t w
     for (uint32_t i = threadIdx.x; i < width; i += blockDim.x) y[(size_t)blockIdx.x * width + i] = in[i];
 }
 
-__global__ void softcap_kernel(float *logits, uint32_t width, float cap, uint32_t *faults, const uint32_t *rows, uint32_t code)
+__global__ void softcap_kernel(float *logits, uint32_t width, float cap, uint32_t *faults, const uint32_t *rows,
+                               uint32_t code)
 {
     pdl_go();
     pdl_wait();
@@ -295,8 +301,8 @@ void cuda_run_embed(cuda_backend *be, const cuda_op *op)
     xlstm_dtype type = m->rows != nullptr ? XLSTM_F32 : m->dtype;
     size_t pitch = m->rows != nullptr ? m->in : m->pitch;
     op->y->dtype = be->opt.activations;
-    BY_TYPE(op->y->dtype, cuda_launch(be, "embed", embed_kernel<T>, dim3(be->batch.rows), dim3(THREADS), 0, (T *)op->y->data,
-                                      table, type, pitch, m->in, (const int32_t *)be->ids));
+    BY_TYPE(op->y->dtype, cuda_launch(be, "embed", embed_kernel<T>, dim3(be->batch.rows), dim3(THREADS), 0,
+                                      (T *)op->y->data, table, type, pitch, m->in, (const int32_t *)be->ids));
 }
 
 void cuda_run_rmsnorm(cuda_backend *be, const cuda_op *op, uint32_t rows)
@@ -330,8 +336,9 @@ void cuda_run_swiglu(cuda_backend *be, const cuda_op *op, uint32_t rows)
 {
     size_t n = (size_t)rows * be->opt.ffn_dim;
     op->y->dtype = be->opt.activations;
-    BY_TYPE(op->y->dtype, cuda_launch(be, "swiglu", swiglu_kernel<T>, dim3(blocks_for(be, n, THREADS * 8)), dim3(THREADS), 0,
-                                      (T *)op->y->data, (const T *)op->x->data, (const T *)op->x2->data, n));
+    BY_TYPE(op->y->dtype,
+            cuda_launch(be, "swiglu", swiglu_kernel<T>, dim3(blocks_for(be, n, THREADS * 8)), dim3(THREADS), 0,
+                        (T *)op->y->data, (const T *)op->x->data, (const T *)op->x2->data, n));
 }
 
 void cuda_run_add(cuda_backend *be, const cuda_op *op, uint32_t rows)
@@ -344,29 +351,30 @@ void cuda_run_add(cuda_backend *be, const cuda_op *op, uint32_t rows)
 void cuda_run_gather(cuda_backend *be, const cuda_op *op)
 {
     op->y->dtype = op->x->dtype;
-    BY_TYPE(op->y->dtype, cuda_launch(be, "gather", gather_kernel<T>, dim3(be->batch.n_out), dim3(THREADS), 0,
-                                      (T *)op->y->data, (const T *)op->x->data, op->width, (const uint32_t *)be->out_rows));
+    BY_TYPE(op->y->dtype,
+            cuda_launch(be, "gather", gather_kernel<T>, dim3(be->batch.n_out), dim3(THREADS), 0, (T *)op->y->data,
+                        (const T *)op->x->data, op->width, (const uint32_t *)be->out_rows));
 }
 
 void cuda_run_softcap(cuda_backend *be, const cuda_op *op)
 {
     dim3 grid(XL_MIN((op->width + THREADS - 1) / THREADS, 64u), be->batch.n_out);
-    cuda_launch(be, "softcap", softcap_kernel, grid, dim3(THREADS), 0, (float *)op->y->data, op->width, op->cap, be->faults,
-                (const uint32_t *)be->out_rows, op->fault);
+    cuda_launch(be, "softcap", softcap_kernel, grid, dim3(THREADS), 0, (float *)op->y->data, op->width, op->cap,
+                be->faults, (const uint32_t *)be->out_rows, op->fault);
 }
 
 void cuda_run_bias(cuda_backend *be, const xl_linear *l, uint32_t rows)
 {
-    BY_TYPE(l->out->dtype, cuda_launch(be, "bias", bias_kernel<T>, dim3(rows), dim3(THREADS), 0, (T *)l->out->data, l->stride,
-                                       l->column, (const float *)l->bias->data, l->weight->out));
+    BY_TYPE(l->out->dtype, cuda_launch(be, "bias", bias_kernel<T>, dim3(rows), dim3(THREADS), 0, (T *)l->out->data,
+                                       l->stride, l->column, (const float *)l->bias->data, l->weight->out));
 }
 
 void cuda_run_convert(cudaStream_t stream, void *dst, xlstm_dtype dst_type, size_t dst_pitch, const void *src,
                       xlstm_dtype src_type, size_t rows, size_t cols)
 {
     size_t n = rows * dst_pitch, want = (n + 1023) / 1024;
-    convert_kernel<<<(unsigned)XL_MAX((size_t)1, XL_MIN(want, (size_t)4096)), 256, 0, stream>>>(dst, dst_type, dst_pitch, src,
-                                                                                                src_type, rows, cols);
+    convert_kernel<<<(unsigned)XL_MAX((size_t)1, XL_MIN(want, (size_t)4096)), 256, 0, stream>>>(
+        dst, dst_type, dst_pitch, src, src_type, rows, cols);
 }
 
 void cuda_run_split(cuda_backend *be, void *parts, size_t stride, uint32_t n_parts, const xl_buffer *x, size_t n)

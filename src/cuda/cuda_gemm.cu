@@ -1,13 +1,15 @@
 /*
- * cuda_gemm.cu — large products through cublasLt, which is opened when the backend is (it is half a gigabyte and not every
- * machine has it). For each new shape the library's first suggestions are timed on the device and the best is kept.
+ * cuda_gemm.cu — large products through cublasLt, which is opened when the backend is (it is half a gigabyte and not
+ * every machine has it). For each new shape the library's first suggestions are timed on the device and the best is
+ * kept.
  */
 #include "cuda_internal.h"
 
 #include <cublasLt.h>
 #include <dlfcn.h>
 
-namespace {
+namespace
+{
 
 constexpr size_t WORKSPACE = 64u << 20;
 constexpr int SUGGESTIONS = 8, TRIES = 3;
@@ -23,7 +25,10 @@ struct plan {
     bool usable;
 };
 
-cudaDataType_t cuda_type(xlstm_dtype t) { return t == XLSTM_BF16 ? CUDA_R_16BF : t == XLSTM_F16 ? CUDA_R_16F : CUDA_R_32F; }
+cudaDataType_t cuda_type(xlstm_dtype t)
+{
+    return t == XLSTM_BF16 ? CUDA_R_16BF : t == XLSTM_F16 ? CUDA_R_16F : CUDA_R_32F;
+}
 
 } // namespace
 
@@ -49,13 +54,18 @@ struct cuda_gemm {
 
 int cuda_gemm_open(cuda_backend *be)
 {
-    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so",
-                                        "/usr/local/cuda/lib64/libcublasLt.so", "/usr/local/cuda/lib64/libcublasLt.so.13",
+    static const char *const names[] = {"libcublasLt.so.13",
+                                        "libcublasLt.so.12",
+                                        "libcublasLt.so",
+                                        "/usr/local/cuda/lib64/libcublasLt.so",
+                                        "/usr/local/cuda/lib64/libcublasLt.so.13",
                                         "/usr/local/cuda/lib64/libcublasLt.so.12"};
     void *library = nullptr;
-    for (size_t i = 0; i < XL_COUNT(names) && library == nullptr; i++) library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+    for (size_t i = 0; i < XL_COUNT(names) && library == nullptr; i++)
+        library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
-        snprintf(be->gemm_note, sizeof(be->gemm_note), "libcublasLt was not found: prompts run on the decode kernels, more slowly");
+        snprintf(be->gemm_note, sizeof(be->gemm_note),
+                 "libcublasLt was not found: prompts run on the decode kernels, more slowly");
         return XLSTM_E_DEVICE;
     }
     cuda_gemm *g = new cuda_gemm();
@@ -78,12 +88,14 @@ int cuda_gemm_open(cuda_backend *be)
     bind(g->preference_destroy, "cublasLtMatmulPreferenceDestroy");
     bind(g->preference_set, "cublasLtMatmulPreferenceSetAttribute");
     bind(g->suggest, "cublasLtMatmulAlgoGetHeuristic");
-    if (!found || g->create(&g->handle) != CUBLAS_STATUS_SUCCESS || cudaMalloc(&g->workspace, WORKSPACE) != cudaSuccess) {
+    if (!found || g->create(&g->handle) != CUBLAS_STATUS_SUCCESS ||
+        cudaMalloc(&g->workspace, WORKSPACE) != cudaSuccess) {
         (void)cudaGetLastError();
         if (found && g->handle != nullptr) g->destroy(g->handle);
         dlclose(library);
         delete g;
-        snprintf(be->gemm_note, sizeof(be->gemm_note), "libcublasLt could not be set up: prompts run on the decode kernels");
+        snprintf(be->gemm_note, sizeof(be->gemm_note),
+                 "libcublasLt could not be set up: prompts run on the decode kernels");
         return XLSTM_E_DEVICE;
     }
     be->gemm = g;
@@ -107,14 +119,14 @@ void cuda_gemm_close(cuda_backend *be)
     be->gemm = nullptr;
 }
 
-static float time_once(cuda_gemm *g, cuda_backend *be, const plan &p, const cublasLtMatmulAlgo_t *algo, const void *w, const void *x,
-                       void *y, cudaEvent_t from, cudaEvent_t to)
+static float time_once(cuda_gemm *g, cuda_backend *be, const plan &p, const cublasLtMatmulAlgo_t *algo, const void *w,
+                       const void *x, void *y, cudaEvent_t from, cudaEvent_t to)
 {
     float one = 1, beta = p.add ? 1.0f : 0.0f, best = 1e30f;
     for (int i = 0; i < TRIES + 1; i++) { /* the first warms up */
         cudaEventRecord(from, be->stream);
-        if (g->matmul(g->handle, p.desc, &one, w, p.w, x, p.x, &beta, y, p.y, y, p.y, algo, g->workspace, WORKSPACE, be->stream) !=
-            CUBLAS_STATUS_SUCCESS) {
+        if (g->matmul(g->handle, p.desc, &one, w, p.w, x, p.x, &beta, y, p.y, y, p.y, algo, g->workspace, WORKSPACE,
+                      be->stream) != CUBLAS_STATUS_SUCCESS) {
             return 1e30f;
         }
         cudaEventRecord(to, be->stream);
@@ -133,7 +145,8 @@ static void set_strides(cuda_gemm *g, const plan &p, int64_t w, int64_t y)
 }
 
 /* cublasLt counts columns first: the row-major y [m][ldy] is its n x m matrix, and y^T = (w)^T' x^T'. */
-static plan make_plan(cuda_gemm *g, cuda_backend *be, plan p, const void *w, const void *x, const cuda_pair *pair, bool capturing)
+static plan make_plan(cuda_gemm *g, cuda_backend *be, plan p, const void *w, const void *x, const cuda_pair *pair,
+                      bool capturing)
 {
     cublasOperation_t transpose = CUBLAS_OP_T;
     p.usable = false;
@@ -144,7 +157,8 @@ static plan make_plan(cuda_gemm *g, cuda_backend *be, plan p, const void *w, con
     g->layout_create(&p.y, cuda_type(p.y_type), p.n, p.m, (int64_t)p.ldy);
     if (pair != nullptr) {
         int32_t two = 2;
-        for (cublasLtMatrixLayout_t layout : {p.w, p.x, p.y}) g->layout_set(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &two, sizeof(two));
+        for (cublasLtMatrixLayout_t layout : {p.w, p.x, p.y})
+            g->layout_set(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &two, sizeof(two));
         set_strides(g, p, pair->w, pair->y);
     }
     size_t y_bytes = (size_t)p.m * p.ldy * cuda_size(p.y_type) * (pair != nullptr ? 2 : 1);
@@ -154,7 +168,9 @@ static plan make_plan(cuda_gemm *g, cuda_backend *be, plan p, const void *w, con
     g->preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace));
     cublasLtMatmulHeuristicResult_t results[SUGGESTIONS];
     int n = 0;
-    if (g->suggest(g->handle, p.desc, p.w, p.x, p.y, p.y, preference, SUGGESTIONS, results, &n) != CUBLAS_STATUS_SUCCESS) n = 0;
+    if (g->suggest(g->handle, p.desc, p.w, p.x, p.y, p.y, preference, SUGGESTIONS, results, &n) !=
+        CUBLAS_STATUS_SUCCESS)
+        n = 0;
     g->preference_destroy(preference);
     if (n == 0) return p;
     p.usable = true;
@@ -213,6 +229,6 @@ bool cuda_gemm_run(cuda_backend *be, void *y, xlstm_dtype y_type, size_t ldy, co
     float one = 1, beta = add ? 1.0f : 0.0f;
     if (pair != nullptr) set_strides(g, *found, pair->w, pair->y);
     be->after_kernel = false;
-    return g->matmul(g->handle, found->desc, &one, w, found->w, x, found->x, &beta, y, found->y, y, found->y, &found->algo, g->workspace,
-                     WORKSPACE, be->stream) == CUBLAS_STATUS_SUCCESS;
+    return g->matmul(g->handle, found->desc, &one, w, found->w, x, found->x, &beta, y, found->y, y, found->y,
+                     &found->algo, g->workspace, WORKSPACE, be->stream) == CUBLAS_STATUS_SUCCESS;
 }

@@ -74,7 +74,7 @@ struct cuda_op {
 
 struct cuda_graph {
     uint32_t rows, n_out;
-    uint64_t used; /* pass number, for replacement */
+    uint64_t used;        /* pass number, for replacement */
     cudaGraphExec_t exec; /* NULL: seen once */
 };
 
@@ -100,7 +100,7 @@ struct cuda_backend {
     size_t max_chunks;
     uint32_t *counters, *faults, *host_faults; /* counters [COUNTERS], then faults: one clearing */
     uint32_t n_counters;                       /* handed to kernels of this pass */
-    uint8_t *intra; /* chunkwise scratch: per chunk and head */
+    uint8_t *intra;                            /* chunkwise scratch: per chunk and head */
     size_t intra_bytes;
 
     /* the pass */
@@ -143,8 +143,8 @@ static inline size_t cuda_size(xlstm_dtype t) { return t == XLSTM_F32 ? 4 : 2; }
 
 /* Launches with the attributes that let a kernel start while its predecessor drains. */
 template <typename... P, typename... A>
-static inline void cuda_launch(cuda_backend *be, const char *what, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem,
-                               A... args)
+static inline void cuda_launch(cuda_backend *be, const char *what, void (*kernel)(P...), dim3 grid, dim3 block,
+                               size_t smem, A... args)
 {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attribute;
@@ -205,8 +205,8 @@ void cuda_quant_sizes(xlstm_dtype t, uint32_t out, uint32_t in, size_t *values, 
 /* Repacks `rows` rows from the file's layout; row0 is a multiple of 16. */
 void cuda_quant_repack(cudaStream_t stream, xl_matrix *m, const void *src, uint32_t row0, uint32_t rows);
 /* Rows row0.. of a tiled matrix to plain [rows][pitch]. */
-void cuda_quant_unpack(cuda_backend *be, void *dst, xlstm_dtype dst_type, size_t pitch, const xl_matrix *m, uint32_t row0,
-                       uint32_t rows);
+void cuda_quant_unpack(cuda_backend *be, void *dst, xlstm_dtype dst_type, size_t pitch, const xl_matrix *m,
+                       uint32_t row0, uint32_t rows);
 /* The file's rows to float32. */
 void cuda_quant_decode(cudaStream_t stream, float *dst, size_t pitch, const void *src, xlstm_dtype t, uint32_t rows,
                        uint32_t in);

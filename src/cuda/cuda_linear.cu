@@ -1,12 +1,13 @@
 /*
- * cuda_linear.cu — y = x W^T + b. Few rows: one kernel that streams the weights once through registers into tensor-core
- * fragments; activations are split into bfloat16 parts (one, two or three columns a row for BF16, F16, F32 activations),
- * weights likewise where they are wider, so that every product is exact and sums are float32 whatever the formats. Many
- * rows: cublasLt (cuda_gemm.cu), with small matrices (gates) through a kernel of their own.
+ * cuda_linear.cu — y = x W^T + b. Few rows: one kernel that streams the weights once through shared memory into tensor-core
+ * fragments; activations are split into bfloat16 parts (one, two or three columns a row for BF16, F16, F32
+ * activations), weights likewise where they are wider, so that every product is exact and sums are float32 whatever the
+ * formats. Many rows: cublasLt (cuda_gemm.cu), with small matrices (gates) through a kernel of their own.
  */
 #include "cuda_quant.cuh"
 
-namespace {
+namespace
+{
 
 constexpr int THREADS = 256, WARPS = 8, STEP = 32, MAX_COLUMNS = 32;
 constexpr uint32_t BLOCKS = 2; /* a multiprocessor */
@@ -26,7 +27,7 @@ struct linear_args {
     entry e[8];
     uint32_t n_entries, tiles;
     uint32_t rows, parts, k, k_padded, x_pitch, x_bytes; /* x_pitch: elements a column in shared memory */
-    uint32_t stages;   /* slots of a warp's ring: 4, or 2 */
+    uint32_t stages;                                     /* slots of a warp's ring: 4, or 2 */
     uint32_t *counter; /* hands out tiles after the first of each block; NULL: every gridDim-th, for small k */
     uint32_t row0;     /* first row of x and of the outputs */
     xlstm_dtype act;
@@ -49,8 +50,10 @@ __device__ __forceinline__ raw fetch8(const void *p, size_t i, xlstm_dtype t)
 __device__ __forceinline__ void values8(float v[8], const raw &r, xlstm_dtype t)
 {
     if (t == XLSTM_F32) {
-        v[0] = __uint_as_float(r.a.x), v[1] = __uint_as_float(r.a.y), v[2] = __uint_as_float(r.a.z), v[3] = __uint_as_float(r.a.w);
-        v[4] = __uint_as_float(r.b.x), v[5] = __uint_as_float(r.b.y), v[6] = __uint_as_float(r.b.z), v[7] = __uint_as_float(r.b.w);
+        v[0] = __uint_as_float(r.a.x), v[1] = __uint_as_float(r.a.y), v[2] = __uint_as_float(r.a.z),
+        v[3] = __uint_as_float(r.a.w);
+        v[4] = __uint_as_float(r.b.x), v[5] = __uint_as_float(r.b.y), v[6] = __uint_as_float(r.b.z),
+        v[7] = __uint_as_float(r.b.w);
     } else if (t == XLSTM_BF16) {
         unpack_bf16(v, r.a.x), unpack_bf16(v + 2, r.a.y), unpack_bf16(v + 4, r.a.z), unpack_bf16(v + 6, r.a.w);
     } else {
@@ -65,14 +68,15 @@ struct columns {
     uint32_t width;
 };
 
-/* Values k .. k + 7 of row m, into the columns of its parts (part p of row m: p * rows + m). The four lanes that share a
- * step call together. */
+/* Values k .. k + 7 of row m, into the columns of its parts (part p of row m: p * rows + m). The four lanes that share
+ * a step call together. */
 __device__ __forceinline__ void write_parts(const linear_args &a, const columns &c, uint32_t m, uint32_t k, float v[8])
 {
     uint32_t lane = threadIdx.x % 32, quad = 0xfu << (lane & ~3u);
     for (uint32_t p = 0; p < a.parts; p++) {
         uint32_t column = p * a.rows + m;
-        uint4 u = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+        uint4 u =
+            make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
         *(uint4 *)(c.x + (size_t)column * a.x_pitch + k) = u;
         float r[8];
         unpack_bf16(r, u.x), unpack_bf16(r + 2, u.y), unpack_bf16(r + 4, u.z), unpack_bf16(r + 6, u.w);
@@ -117,7 +121,7 @@ __device__ void make_columns(const linear_args &a, const columns &c)
     }
 }
 
-/* ---- weights: a batch is what a warp takes at once from its ring of slots in shared memory ------------------------ */
+/* ---- weights: a batch is what a warp takes at once from its ring of slots in shared memory --------------------- */
 
 constexpr uint32_t SLOT = 2048 + 384; /* bytes: values and scales */
 
@@ -181,7 +185,8 @@ template <int F> __device__ __forceinline__ place place_of(const entry &e, uint3
 }
 
 /* Starts copying batch b of a tile to a slot; steps at and beyond `steps` of plain formats become zero. */
-template <int F> __device__ __forceinline__ void issue(uint32_t slot, const place &p, uint32_t b, uint32_t steps, uint32_t lane)
+template <int F>
+__device__ __forceinline__ void issue(uint32_t slot, const place &p, uint32_t b, uint32_t steps, uint32_t lane)
 {
     uint32_t mine = slot + lane * 16;
     if constexpr (F == W_BF16 || F == W_F16) {
@@ -200,9 +205,11 @@ template <int F> __device__ __forceinline__ void issue(uint32_t slot, const plac
     } else {
         constexpr uint32_t PIECES = F == W_BYTES ? 2 : 4;
 #pragma unroll
-        for (uint32_t u = 0; u < PIECES; u++) copy_stream16(mine + u * 512, p.lo + (size_t)(b * PIECES + u) * 512, true);
+        for (uint32_t u = 0; u < PIECES; u++)
+            copy_stream16(mine + u * 512, p.lo + (size_t)(b * PIECES + u) * 512, true);
         if constexpr (F == W_Q8_0) {
-            if (lane < 16) copy_stream8(slot + 2048 + lane * 8, p.scales + (size_t)(b / 2) * 256 + (b & 1) * 8 + lane * 16);
+            if (lane < 16)
+                copy_stream8(slot + 2048 + lane * 8, p.scales + (size_t)(b / 2) * 256 + (b & 1) * 8 + lane * 16);
         } else {
             constexpr uint32_t bytes = F == W_Q4_0 ? 256 : F == W_Q4_K ? K_GROUP_BYTES : 384;
             if (lane < bytes / 16) copy_stream16(mine + 2048, p.scales + (size_t)b * bytes + lane * 16, true);
@@ -309,12 +316,16 @@ __device__ __forceinline__ float byte_at(uint32_t word, int i)
     return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + i)) - 8388608.0f;
 }
 
-__device__ __forceinline__ uint32_t word_of(const uint4 &u, int i) { return i == 0 ? u.x : i == 1 ? u.y : i == 2 ? u.z : u.w; }
+__device__ __forceinline__ uint32_t word_of(const uint4 &u, int i)
+{
+    return i == 0 ? u.x : i == 1 ? u.y : i == 2 ? u.z : u.w;
+}
 
-/* acc += batch times the input columns; x[nt] is this lane's column at its first k of step 0 (8t, or 4t for W_BYTES), sums
- * the column sums of its two accumulator columns of step 0. */
+/* acc += batch times the input columns; x[nt] is this lane's column at its first k of step 0 (8t, or 4t for W_BYTES),
+ * sums the column sums of its two accumulator columns of step 0. */
 template <int F, int NT>
-__device__ __forceinline__ void consume(float acc[NT][4], const batch<F> &w, const bf16 *const x[NT], const float *sums, uint32_t b)
+__device__ __forceinline__ void consume(float acc[NT][4], const batch<F> &w, const bf16 *const x[NT], const float *sums,
+                                        uint32_t b)
 {
     constexpr uint32_t STEPS = batch<F>::STEPS;
 #pragma unroll
@@ -437,8 +448,8 @@ template <int F> struct cursor {
         }
     }
     /* `following`: the tile after the one being worked on */
-    __device__ __forceinline__ void go(const linear_args &a, uint32_t slot, uint32_t following, uint32_t steps, uint32_t warp,
-                                       uint32_t lane)
+    __device__ __forceinline__ void go(const linear_args &a, uint32_t slot, uint32_t following, uint32_t steps,
+                                       uint32_t warp, uint32_t lane)
     {
         if (b >= batches && tile < a.tiles) {
             tile = a.counter != nullptr ? following : tile + gridDim.x;
@@ -454,9 +465,10 @@ template <int F> struct cursor {
 };
 
 /* Blocks are handed tiles of 16 weight rows; the warps of a block share a tile's columns and add up at its end. Each
- * warp keeps its next batches of weights, also across tiles and across the wait for the previous kernel, on their way to
- * its ring of slots. Entries are of format F, or F32 (gates). */
-template <int F, int NT> __global__ void __launch_bounds__(THREADS, 2) linear_kernel(const __grid_constant__ linear_args a)
+ * warp keeps its next batches of weights, also across tiles and across the wait for the previous kernel, on their way
+ * to its ring of slots. Entries are of format F, or F32 (gates). */
+template <int F, int NT>
+__global__ void __launch_bounds__(THREADS, 2) linear_kernel(const __grid_constant__ linear_args a)
 {
     extern __shared__ __align__(128) uint8_t memory[];
     constexpr uint32_t RED = 8 * NT + 2; /* row stride of partial sums: even, and spread over the banks */
@@ -581,7 +593,8 @@ template <typename T> __device__ __forceinline__ void split_raw(uint32_t f[parts
     split8<parts_in<T>>(f, v);
 }
 
-/* A block does 16 rows of x against all outputs (at most 8 G), x in the role of the weights above. k is a multiple of 8. */
+/* A block does 16 rows of x against all outputs (at most 8 G), x in the role of the weights above. k is a multiple of
+ * 8. */
 template <typename T, typename W, int G>
 __global__ void __launch_bounds__(NARROW_WARPS * 32) narrow_kernel(const __grid_constant__ narrow_args a)
 {
@@ -599,7 +612,8 @@ __global__ void __launch_bounds__(NARROW_WARPS * 32) narrow_kernel(const __grid_
         const entry &e = a.e[at];
         w[i] = (const W *)e.w + (size_t)min((group - e.tile0) * 8 + g, e.n - 1) * e.pitch;
     }
-    const T *lo = (const T *)a.x + (size_t)min(row + g, a.rows - 1) * a.k, *hi = (const T *)a.x + (size_t)min(row + g + 8, a.rows - 1) * a.k;
+    const T *lo = (const T *)a.x + (size_t)min(row + g, a.rows - 1) * a.k,
+            *hi = (const T *)a.x + (size_t)min(row + g + 8, a.rows - 1) * a.k;
     for (uint32_t first = warp * 32 + 8 * t; first < (a.k + 31) / 32 * 32; first += AHEAD * NARROW_WARPS * 32) {
         raw8<T> x_lo[AHEAD], x_hi[AHEAD];
         raw8<W> y[AHEAD][G];
@@ -662,13 +676,20 @@ __global__ void __launch_bounds__(NARROW_WARPS * 32) narrow_kernel(const __grid_
 format format_of(xlstm_dtype t)
 {
     switch (t) {
-    case XLSTM_BF16: return W_BF16;
-    case XLSTM_F16: return W_F16;
-    case XLSTM_F32: return W_F32;
-    case XLSTM_Q8_0: return W_Q8_0;
-    case XLSTM_Q4_0: return W_Q4_0;
-    case XLSTM_Q4_K: return W_Q4_K;
-    default: return W_BYTES;
+    case XLSTM_BF16:
+        return W_BF16;
+    case XLSTM_F16:
+        return W_F16;
+    case XLSTM_F32:
+        return W_F32;
+    case XLSTM_Q8_0:
+        return W_Q8_0;
+    case XLSTM_Q4_0:
+        return W_Q4_0;
+    case XLSTM_Q4_K:
+        return W_Q4_K;
+    default:
+        return W_BYTES;
     }
 }
 
@@ -694,13 +715,20 @@ typedef void (*linear_fn)(const linear_args);
 template <int NT> linear_fn kernel_for(uint32_t f)
 {
     switch (f) {
-    case W_BF16: return linear_kernel<W_BF16, NT>;
-    case W_F16: return linear_kernel<W_F16, NT>;
-    case W_F32: return linear_kernel<W_F32, NT>;
-    case W_Q8_0: return linear_kernel<W_Q8_0, NT>;
-    case W_Q4_0: return linear_kernel<W_Q4_0, NT>;
-    case W_Q4_K: return linear_kernel<W_Q4_K, NT>;
-    default: return linear_kernel<W_BYTES, NT>;
+    case W_BF16:
+        return linear_kernel<W_BF16, NT>;
+    case W_F16:
+        return linear_kernel<W_F16, NT>;
+    case W_F32:
+        return linear_kernel<W_F32, NT>;
+    case W_Q8_0:
+        return linear_kernel<W_Q8_0, NT>;
+    case W_Q4_0:
+        return linear_kernel<W_Q4_0, NT>;
+    case W_Q4_K:
+        return linear_kernel<W_Q4_K, NT>;
+    default:
+        return linear_kernel<W_BYTES, NT>;
     }
 }
 
@@ -714,7 +742,8 @@ uint32_t tiles_for(uint32_t columns) { return columns <= 8 ? 1 : columns <= 16 ?
 /* Shared memory besides the columns: ring, partial sums, and sums of columns. */
 size_t other_bytes(uint32_t stages, uint32_t nt, uint32_t k)
 {
-    return WARPS * stages * SLOT + (2 * WARPS * 16 * (8 * nt + 2) + 4) * sizeof(float) + (size_t)quant_groups(k) * 8 * 8 * nt * sizeof(float);
+    return WARPS * stages * SLOT + (2 * WARPS * 16 * (8 * nt + 2) + 4) * sizeof(float) +
+           (size_t)quant_groups(k) * 8 * 8 * nt * sizeof(float);
 }
 
 template <typename T, typename W> void (*narrow_by(uint32_t groups))(const narrow_args)
@@ -723,18 +752,24 @@ template <typename T, typename W> void (*narrow_by(uint32_t groups))(const narro
 }
 template <typename T> void (*narrow_with(xlstm_dtype w, uint32_t groups))(const narrow_args)
 {
-    return w == XLSTM_BF16 ? narrow_by<T, bf16>(groups) : w == XLSTM_F16 ? narrow_by<T, __half>(groups) : narrow_by<T, float>(groups);
+    return w == XLSTM_BF16  ? narrow_by<T, bf16>(groups)
+           : w == XLSTM_F16 ? narrow_by<T, __half>(groups)
+                            : narrow_by<T, float>(groups);
 }
 void (*narrow_for(xlstm_dtype x, xlstm_dtype w, uint32_t groups))(const narrow_args)
 {
-    return x == XLSTM_BF16 ? narrow_with<bf16>(w, groups) : x == XLSTM_F16 ? narrow_with<__half>(w, groups) : narrow_with<float>(w, groups);
+    return x == XLSTM_BF16  ? narrow_with<bf16>(w, groups)
+           : x == XLSTM_F16 ? narrow_with<__half>(w, groups)
+                            : narrow_with<float>(w, groups);
 }
 
 /* Rows one launch can take. */
 uint32_t rows_a_launch(const cuda_backend *be, uint32_t k)
 {
     uint32_t parts = parts_of(be->opt.activations), rows = MAX_COLUMNS / parts;
-    while (rows > 1 && (size_t)rows * parts * x_pitch_for(k) * 2 + other_bytes(2, tiles_for(rows * parts), k) > be->smem_max) rows--;
+    while (rows > 1 &&
+           (size_t)rows * parts * x_pitch_for(k) * 2 + other_bytes(2, tiles_for(rows * parts), k) > be->smem_max)
+        rows--;
     return rows;
 }
 
@@ -782,15 +817,17 @@ bool run_pair(cuda_backend *be, const xl_linear *l, const xl_linear *r, const xl
 {
     const xl_matrix *w = l->weight, *v = r->weight;
     xlstm_dtype act = be->opt.activations, type = l->out->dtype;
-    if (be->gemm == nullptr || w->dtype != act || v->dtype != act || w->out != v->out || l->stride != r->stride || l->add || r->add ||
-        l->bias != nullptr || r->bias != nullptr || type != r->out->dtype || l->column != 0 || r->column != 0 || w->in % 8 != 0 ||
-        l->stride % 8 != 0 || l->out->rows != r->out->rows || v->data < w->data || r->out->data < l->out->data) {
+    if (be->gemm == nullptr || w->dtype != act || v->dtype != act || w->out != v->out || l->stride != r->stride ||
+        l->add || r->add || l->bias != nullptr || r->bias != nullptr || type != r->out->dtype || l->column != 0 ||
+        r->column != 0 || w->in % 8 != 0 || l->stride % 8 != 0 || l->out->rows != r->out->rows || v->data < w->data ||
+        r->out->data < l->out->data) {
         return false;
     }
     uint32_t rows = planned_rows(real_rows, x, l->out);
     cuda_pair pair = {(int64_t)((v->data - w->data) / (ptrdiff_t)cuda_size(act)),
                       (int64_t)((r->out->data - l->out->data) / (ptrdiff_t)cuda_size(type))};
-    return cuda_gemm_run(be, l->out->data, type, l->stride, x->data, w->in, w->data, w->pitch, act, rows, w->out, w->in, false, &pair);
+    return cuda_gemm_run(be, l->out->data, type, l->stride, x->data, w->in, w->data, w->pitch, act, rows, w->out, w->in,
+                         false, &pair);
 }
 
 /* Through cublasLt. False: no way for these formats. */
@@ -800,18 +837,20 @@ bool run_large(cuda_backend *be, const xl_linear *l, const xl_buffer *x, uint32_
     const xl_matrix *w = l->weight;
     xlstm_dtype act = be->opt.activations, y_type = l->out->dtype;
     uint8_t *y = l->out->data + (size_t)l->column * cuda_size(y_type);
-    if (be->gemm == nullptr || w->in % 8 != 0 || l->stride % 8 != 0 || l->column % 8 != 0 || w->out % 8 != 0) return false;
+    if (be->gemm == nullptr || w->in % 8 != 0 || l->stride % 8 != 0 || l->column % 8 != 0 || w->out % 8 != 0)
+        return false;
     bool done = false;
     if (w->dtype == act) {
-        done = cuda_gemm_run(be, y, y_type, l->stride, x->data, w->in, w->data, w->pitch, act, rows, w->out, w->in, l->add);
+        done = cuda_gemm_run(be, y, y_type, l->stride, x->data, w->in, w->data, w->pitch, act, rows, w->out, w->in,
+                             l->add);
     } else if (act == XLSTM_F32 && w->dtype == XLSTM_BF16) {
         size_t n = (size_t)rows * w->in;
         uint8_t *parts = (uint8_t *)cuda_scratch(be, n * 6);
         if (parts == nullptr) return true;
         cuda_run_split(be, parts, n, 3, x, (size_t)real_rows * w->in);
         for (uint32_t p = 3; p-- > 0;) {
-            done = cuda_gemm_run(be, y, y_type, l->stride, parts + p * n * 2, w->in, w->data, w->pitch, XLSTM_BF16, rows, w->out,
-                                 w->in, l->add || p < 2);
+            done = cuda_gemm_run(be, y, y_type, l->stride, parts + p * n * 2, w->in, w->data, w->pitch, XLSTM_BF16,
+                                 rows, w->out, w->in, l->add || p < 2);
             if (!done) return false;
         }
     } else if (act != XLSTM_F16) { /* weights to the activations' format, a slice of rows at a time */
@@ -822,14 +861,14 @@ bool run_large(cuda_backend *be, const xl_linear *l, const xl_buffer *x, uint32_
         for (uint32_t row = 0; row < w->out; row += slice) {
             uint32_t n = XL_MIN(slice, w->out - row);
             if (cuda_plain(w->dtype)) {
-                cuda_run_convert(be->stream, plain, act, pitch, w->data + row * w->pitch * cuda_size(w->dtype), w->dtype, n,
-                                 w->pitch);
+                cuda_run_convert(be->stream, plain, act, pitch, w->data + row * w->pitch * cuda_size(w->dtype),
+                                 w->dtype, n, w->pitch);
             } else {
                 cuda_quant_unpack(be, plain, act, pitch, w, row, n);
             }
             be->after_kernel = false;
-            done = cuda_gemm_run(be, y + row * cuda_size(y_type), y_type, l->stride, x->data, w->in, plain, pitch, act, rows, n,
-                                 w->in, l->add);
+            done = cuda_gemm_run(be, y + row * cuda_size(y_type), y_type, l->stride, x->data, w->in, plain, pitch, act,
+                                 rows, n, w->in, l->add);
             if (!done) return false;
         }
     }
@@ -844,7 +883,8 @@ cudaError_t cuda_linear_setup(cuda_backend *be)
     for (uint32_t f = 0; f < W_FORMATS; f++) {
         linear_fn kernels[] = {kernel_for<1>(f), kernel_for<2>(f), kernel_for<4>(f)};
         for (linear_fn k : kernels) {
-            cudaError_t code = cudaFuncSetAttribute((const void *)k, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)be->smem_max);
+            cudaError_t code =
+                cudaFuncSetAttribute((const void *)k, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)be->smem_max);
             if (code != cudaSuccess) return code;
         }
     }
@@ -868,7 +908,8 @@ void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows)
         for (uint32_t i = 0; i < op->n; i++) {
             const xl_matrix *w = op->group[i].weight;
             uint32_t groups = (w->out + 7) / 8;
-            if (k % 8 == 0 && cuda_plain(w->dtype) && narrow.groups + groups <= 4 && (narrow.n_entries == 0 || w->dtype == weights)) {
+            if (k % 8 == 0 && cuda_plain(w->dtype) && narrow.groups + groups <= 4 &&
+                (narrow.n_entries == 0 || w->dtype == weights)) {
                 weights = w->dtype;
                 narrow.e[narrow.n_entries] = entry_for(&op->group[i]);
                 narrow.e[narrow.n_entries++].tile0 = narrow.groups;

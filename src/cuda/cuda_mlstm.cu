@@ -1,15 +1,17 @@
 /*
- * cuda_mlstm.cu — the recurrent form of the mLSTM cell: one pass over C a token, C in registers, a block for a head and 32
- * value columns. It serves decode, every float32 prefill, and what the chunkwise form (cuda_chunk.cu) does not take.
+ * cuda_mlstm.cu — the recurrent form of the mLSTM cell: one pass over C a token, C in registers, a block for a head and
+ * 32 value columns. It serves decode, every float32 prefill, and what the chunkwise form (cuda_chunk.cu) does not take.
  * All blocks of a head read n and m of the state while the first one writes them: the state keeps two copies.
  */
 #include "cuda_device.cuh"
 
 #include "cuda_chunk.cuh"
 
-namespace {
+namespace
+{
 
-constexpr int THREADS = 256, COLUMNS = 32, GROUPS = THREADS / (COLUMNS / 4); /* 32 groups of rows, 8 lanes of 4 columns */
+constexpr int THREADS = 256, COLUMNS = 32,
+              GROUPS = THREADS / (COLUMNS / 4); /* 32 groups of rows, 8 lanes of 4 columns */
 
 struct step_args {
     void *h;
@@ -61,10 +63,11 @@ template <bool WIDE> __device__ __forceinline__ void store4(bf16 *p, const float
 
 /* What a thread reads of a token; fetched while the one before is worked on. */
 template <int R> struct token_inputs {
-    static constexpr int PER = R * GROUPS > THREADS ? R * GROUPS / THREADS : 1;
+    static constexpr int PER = R * GROUPS > THREADS ? R *GROUPS / THREADS : 1;
     float q[PER], k[PER], v[4], ig, fg;
 
-    __device__ __forceinline__ void fetch(const step_args &a, size_t row, uint32_t head, uint32_t column, uint32_t there)
+    __device__ __forceinline__ void fetch(const step_args &a, size_t row, uint32_t head, uint32_t column,
+                                          uint32_t there)
     {
         size_t qk = (row * a.heads + head) * a.dq, v_at = (row * a.heads + head) * a.dv + column;
 #pragma unroll
@@ -81,12 +84,14 @@ template <int R> struct token_inputs {
 };
 
 /* R: rows of C a thread keeps; dq <= 32 R. WIDE: dv is a multiple of 4. */
-template <typename S, int R, bool WIDE> __global__ void __launch_bounds__(THREADS) step_kernel(const __grid_constant__ step_args a)
+template <typename S, int R, bool WIDE>
+__global__ void __launch_bounds__(THREADS) step_kernel(const __grid_constant__ step_args a)
 {
     extern __shared__ float memory[]; /* q, k, n: [dq] each */
     __shared__ float sums[2][THREADS / 32][COLUMNS], parts[2][THREADS / 32];
     float *q = memory, *k = q + a.dq, *n = k + a.dq;
-    uint32_t head = blockIdx.y, tid = threadIdx.x, warp = tid / 32, column = blockIdx.x * COLUMNS + (tid % 8) * 4, group = tid / 8;
+    uint32_t head = blockIdx.y, tid = threadIdx.x, warp = tid / 32, column = blockIdx.x * COLUMNS + (tid % 8) * 4,
+             group = tid / 8;
     const cuda_run run = a.runs[blockIdx.z];
     uint32_t there = column < a.dv ? min(4u, a.dv - column) : 0;
     S *state = (S *)(run.c + a.c_block) + (size_t)head * a.dq * a.dv + column;
@@ -102,7 +107,8 @@ template <typename S, int R, bool WIDE> __global__ void __launch_bounds__(THREAD
     constexpr int PER = token_inputs<R>::PER;
     float n_first[PER], m = run.m_in[a.m_block + head];
 #pragma unroll
-    for (int j = 0; j < PER; j++) n_first[j] = tid + j * THREADS < a.dq ? run.n_in[a.n_block + head * a.dq + tid + j * THREADS] : 0.0f;
+    for (int j = 0; j < PER; j++)
+        n_first[j] = tid + j * THREADS < a.dq ? run.n_in[a.n_block + head * a.dq + tid + j * THREADS] : 0.0f;
     pdl_go();
     pdl_wait();
 
@@ -117,7 +123,8 @@ template <typename S, int R, bool WIDE> __global__ void __launch_bounds__(THREAD
         float ig = rounded_to(soft_cap(in.ig, a.cap), a.kernel);
         float lf = log_sigmoid(rounded_to(soft_cap(in.fg, a.cap), a.kernel));
         float m_new = fmaxf(lf + m, ig);
-        if (tid == 0 && blockIdx.x == 0 && !(is_finite(ig) && is_finite(lf) && is_finite(m_new))) report(a.faults, run.row + token, a.fault);
+        if (tid == 0 && blockIdx.x == 0 && !(is_finite(ig) && is_finite(lf) && is_finite(m_new)))
+            report(a.faults, run.row + token, a.fault);
         if (ig != ig || lf != lf || m != m) m_new = __int_as_float(0x7fffffff); /* fmaxf drops NaN */
         float forget = expf(lf + m - m_new), input = expf(ig - m_new);
         m = m_new;
@@ -202,7 +209,8 @@ template <typename S> __global__ void __launch_bounds__(THREADS) stream_kernel(c
 {
     constexpr int WARPS = THREADS / 32, ROWS = 8; /* rows a warp has in flight */
     __shared__ float q[256], k[256], sums[WARPS][128], parts[WARPS];
-    uint32_t head = blockIdx.y, tid = threadIdx.x, warp = tid / 32, lane = tid % 32, column = blockIdx.x * 128 + lane * 4;
+    uint32_t head = blockIdx.y, tid = threadIdx.x, warp = tid / 32, lane = tid % 32,
+             column = blockIdx.x * 128 + lane * 4;
     const cuda_run run = a.runs[blockIdx.z];
     S *state = (S *)(run.c + a.c_block) + ((size_t)head * a.dq + warp) * a.dv + column;
     size_t stride = (size_t)WARPS * a.dv;
@@ -213,14 +221,16 @@ template <typename S> __global__ void __launch_bounds__(THREADS) stream_kernel(c
     pdl_go();
     pdl_wait();
     size_t row = run.row, qk = (row * a.heads + head) * a.dq + tid, v_at = (row * a.heads + head) * a.dv + column;
-    float qi = tid < a.dq ? load_plain(a.q, qk, a.act) : 0.0f, ki = tid < a.dq ? load_plain(a.k, qk, a.act) : 0.0f, v[4];
+    float qi = tid < a.dq ? load_plain(a.q, qk, a.act) : 0.0f, ki = tid < a.dq ? load_plain(a.k, qk, a.act) : 0.0f,
+          v[4];
 #pragma unroll
     for (int j = 0; j < 4; j++) v[j] = load_plain(a.v, v_at + j, a.act);
     float ig = a.gates[row * 2 * a.heads + head], fg = a.gates[row * 2 * a.heads + a.heads + head];
     ig = rounded_to(soft_cap(ig, a.cap), a.kernel);
     float lf = log_sigmoid(rounded_to(soft_cap(fg, a.cap), a.kernel));
     float m_new = fmaxf(lf + m, ig);
-    if (tid == 0 && blockIdx.x == 0 && !(is_finite(ig) && is_finite(lf) && is_finite(m_new))) report(a.faults, run.row, a.fault);
+    if (tid == 0 && blockIdx.x == 0 && !(is_finite(ig) && is_finite(lf) && is_finite(m_new)))
+        report(a.faults, run.row, a.fault);
     if (ig != ig || lf != lf || m != m) m_new = __int_as_float(0x7fffffff); /* fmaxf drops NaN */
     float forget = expf(lf + m - m_new), input = expf(ig - m_new);
     qi = rounded_to(qi, a.kernel) * a.scale;

@@ -1,10 +1,11 @@
 /*
- * cuda_quant.cu — block formats on the device: decoding the file's blocks, repacking them into the tiles of cuda_quant.cuh
- * at load, and unpacking tiles to plain rows for large products. Decoding is exact to float32.
+ * cuda_quant.cu — block formats on the device: decoding the file's blocks, repacking them into the tiles of
+ * cuda_quant.cuh at load, and unpacking tiles to plain rows for large products. Decoding is exact to float32.
  */
 #include "cuda_quant.cuh"
 
-namespace {
+namespace
+{
 
 __device__ __forceinline__ float half_of(const uint8_t *p)
 {
@@ -64,16 +65,21 @@ __device__ __forceinline__ int element(const uint8_t *row, uint32_t i, xlstm_dty
 size_t row_bytes(xlstm_dtype t, uint32_t in)
 {
     switch (t) {
-    case XLSTM_Q8_0: return (size_t)in / 32 * 34;
-    case XLSTM_Q4_0: return (size_t)in / 32 * 18;
-    case XLSTM_Q4_K: return (size_t)in / 256 * 144;
-    case XLSTM_Q5_K: return (size_t)in / 256 * 176;
-    default: return (size_t)in / 256 * 210;
+    case XLSTM_Q8_0:
+        return (size_t)in / 32 * 34;
+    case XLSTM_Q4_0:
+        return (size_t)in / 32 * 18;
+    case XLSTM_Q4_K:
+        return (size_t)in / 256 * 144;
+    case XLSTM_Q5_K:
+        return (size_t)in / 256 * 176;
+    default:
+        return (size_t)in / 256 * 210;
     }
 }
 
-__global__ void decode_kernel(float *dst, size_t pitch, const uint8_t *src, size_t src_bytes, xlstm_dtype t, uint32_t rows,
-                              uint32_t in)
+__global__ void decode_kernel(float *dst, size_t pitch, const uint8_t *src, size_t src_bytes, xlstm_dtype t,
+                              uint32_t rows, uint32_t in)
 {
     size_t n = (size_t)rows * in;
     for (size_t e = (size_t)blockIdx.x * blockDim.x + threadIdx.x; e < n; e += (size_t)gridDim.x * blockDim.x) {
@@ -88,7 +94,8 @@ __global__ void decode_kernel(float *dst, size_t pitch, const uint8_t *src, size
 __global__ void repack_kernel(uint8_t *values, uint8_t *scales, const uint8_t *src, size_t src_bytes, xlstm_dtype t,
                               uint32_t tile0, uint32_t rows, uint32_t in)
 {
-    uint32_t lane = threadIdx.x, g = lane / 4, l = lane % 4, tile = blockIdx.x, step = blockIdx.y, groups = quant_groups(in);
+    uint32_t lane = threadIdx.x, g = lane / 4, l = lane % 4, tile = blockIdx.x, step = blockIdx.y,
+             groups = quant_groups(in);
     size_t at = (size_t)(tile0 + tile);
     bool bytes = t == XLSTM_Q5_K || t == XLSTM_Q6_K;
     for (uint32_t half = 0; half < 2; half++) {
@@ -142,8 +149,8 @@ __global__ void repack_kernel(uint8_t *values, uint8_t *scales, const uint8_t *s
 }
 
 /* One warp a tile and step: 16 rows of 32 columns. */
-__global__ void unpack_kernel(void *dst, xlstm_dtype dst_type, size_t pitch, const uint8_t *values, const uint8_t *scales,
-                              xlstm_dtype t, uint32_t tile0, uint32_t rows, uint32_t in)
+__global__ void unpack_kernel(void *dst, xlstm_dtype dst_type, size_t pitch, const uint8_t *values,
+                              const uint8_t *scales, xlstm_dtype t, uint32_t tile0, uint32_t rows, uint32_t in)
 {
     uint32_t lane = threadIdx.x % 32, g = lane / 4, l = lane % 4, groups = quant_groups(in);
     uint32_t step = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
@@ -160,7 +167,8 @@ __global__ void unpack_kernel(void *dst, xlstm_dtype dst_type, size_t pitch, con
         } else {
             const uint32_t *w = (const uint32_t *)(values + (at * groups * 4 + step / 2) * 512 + lane * 16);
             uint32_t word = w[(step & 1) * 2 + half];
-            for (int j = 0; j < 8; j++) v[j] = (float)((int)(word >> (4 * (j / 2 + (j & 1) * 4)) & 15) - (t == XLSTM_Q4_0 ? 8 : 0));
+            for (int j = 0; j < 8; j++)
+                v[j] = (float)((int)(word >> (4 * (j / 2 + (j & 1) * 4)) & 15) - (t == XLSTM_Q4_0 ? 8 : 0));
         }
         if (bytes) {
             const float *s = (const float *)(scales + (at * groups * 8 + step) * 192);
@@ -204,15 +212,16 @@ void cuda_quant_sizes(xlstm_dtype t, uint32_t out, uint32_t in, size_t *values, 
 void cuda_quant_repack(cudaStream_t stream, xl_matrix *m, const void *src, uint32_t row0, uint32_t rows)
 {
     dim3 grid((rows + 15) / 16, quant_groups(m->in) * 8);
-    repack_kernel<<<grid, 32, 0, stream>>>(m->data, m->scales, (const uint8_t *)src, row_bytes(m->dtype, m->in), m->dtype,
-                                           row0 / 16, rows, m->in);
+    repack_kernel<<<grid, 32, 0, stream>>>(m->data, m->scales, (const uint8_t *)src, row_bytes(m->dtype, m->in),
+                                           m->dtype, row0 / 16, rows, m->in);
 }
 
-void cuda_quant_unpack(cuda_backend *be, void *dst, xlstm_dtype dst_type, size_t pitch, const xl_matrix *m, uint32_t row0,
-                       uint32_t rows)
+void cuda_quant_unpack(cuda_backend *be, void *dst, xlstm_dtype dst_type, size_t pitch, const xl_matrix *m,
+                       uint32_t row0, uint32_t rows)
 {
     dim3 grid((rows + 15) / 16, (quant_groups(m->in) * 8 + 3) / 4);
-    unpack_kernel<<<grid, 128, 0, be->stream>>>(dst, dst_type, pitch, m->data, m->scales, m->dtype, row0 / 16, rows, m->in);
+    unpack_kernel<<<grid, 128, 0, be->stream>>>(dst, dst_type, pitch, m->data, m->scales, m->dtype, row0 / 16, rows,
+                                                m->in);
     be->after_kernel = false;
 }
 

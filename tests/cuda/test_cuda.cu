@@ -1,8 +1,8 @@
 /*
- * test_cuda.cu — every operation of the cuda backend against the float64 reference backend, through the same vtable: ragged
- * shapes, every weight format, guard rows and poisoned outputs, runs of mixed length, replayed passes, fault codes. Needs a
- * GPU; prints one line a group and the worst error. `test_cuda quick` leaves out the large shapes, `test_cuda race` most of
- * them (for compute-sanitizer).
+ * test_cuda.cu — every operation of the cuda backend against the float64 reference backend, through the same vtable:
+ * ragged shapes, every weight format, guard rows and poisoned outputs, runs of mixed length, replayed passes, fault
+ * codes. Needs a GPU; prints one line a group and the worst error. `test_cuda quick` leaves out the large shapes,
+ * `test_cuda race` most of them (for compute-sanitizer).
  */
 #include "cuda_device.cuh"
 extern "C" {
@@ -88,7 +88,8 @@ struct twins {
         r->ops->close(r);
     }
 
-    twin_matrix matrix(xlstm_dtype t, size_t rows, size_t cols, double scale, bool vector = false, unsigned usage = XL_USE_MATMUL)
+    twin_matrix matrix(xlstm_dtype t, size_t rows, size_t cols, double scale, bool vector = false,
+                       unsigned usage = XL_USE_MATMUL)
     {
         twin_matrix m;
         size_t row_bytes = 0;
@@ -107,8 +108,10 @@ struct twins {
         tensor.shape[1] = cols;
         tensor.bytes = m.bytes.size();
         bool borrows;
-        MUST(c->ops->matrix_new(c, &m.c, &borrows, &tensor, m.bytes.data(), 0, vector ? cols : rows, XLSTM_DTYPE_DEFAULT, usage, &err));
-        MUST(r->ops->matrix_new(r, &m.r, &borrows, &tensor, m.bytes.data(), 0, vector ? cols : rows, XLSTM_DTYPE_DEFAULT, usage, &err));
+        MUST(c->ops->matrix_new(c, &m.c, &borrows, &tensor, m.bytes.data(), 0, vector ? cols : rows,
+                                XLSTM_DTYPE_DEFAULT, usage, &err));
+        MUST(r->ops->matrix_new(r, &m.r, &borrows, &tensor, m.bytes.data(), 0, vector ? cols : rows,
+                                XLSTM_DTYPE_DEFAULT, usage, &err));
         return m;
     }
     void drop(twin_matrix &m)
@@ -215,7 +218,8 @@ struct plain_batch {
     std::vector<uint32_t> out;
     std::vector<xl_run> runs;
     xl_batch b;
-    plain_batch(uint32_t rows, xl_store *store, std::vector<uint32_t> out_rows = {}, uint32_t vocab = 100) : ids(rows), out(out_rows)
+    plain_batch(uint32_t rows, xl_store *store, std::vector<uint32_t> out_rows = {}, uint32_t vocab = 100)
+        : ids(rows), out(out_rows)
     {
         for (int32_t &id : ids) id = (int32_t)(uniform() * vocab);
         xl_run run = {0, rows, 0, store};
@@ -245,7 +249,8 @@ static double tolerance(xlstm_dtype act, bool rough)
 static void test_linear()
 {
     const xlstm_dtype acts[] = {XLSTM_F32, XLSTM_BF16, XLSTM_F16};
-    const xlstm_dtype types[] = {XLSTM_F32, XLSTM_BF16, XLSTM_F16, XLSTM_Q8_0, XLSTM_Q4_0, XLSTM_Q4_K, XLSTM_Q5_K, XLSTM_Q6_K};
+    const xlstm_dtype types[] = {XLSTM_F32,  XLSTM_BF16, XLSTM_F16,  XLSTM_Q8_0,
+                                 XLSTM_Q4_0, XLSTM_Q4_K, XLSTM_Q5_K, XLSTM_Q6_K};
     const size_t shapes[][2] = {{40, 96}, {17, 40}, {304, 768}, {8, 256}, {130, 1312}, {5, 33}};
     const uint32_t row_counts[] = {1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 70, 200};
     int before = checks;
@@ -259,8 +264,9 @@ static void test_linear()
                 size_t n = shape[0], k = shape[1], row_bytes;
                 if (!xl_dtype_row_bytes(&row_bytes, type, k)) continue;
                 /* a group: the matrix, a second one added, float32 gates with bias side by side */
-                twin_matrix w = t.matrix(type, n, k, 0.1), w2 = t.matrix(type, n, k, 0.1), g = t.matrix(XLSTM_F32, 4, k, 0.1),
-                            bias = t.matrix(XLSTM_F32, 1, 4, 1, true), bias_n = t.matrix(XLSTM_BF16, 1, n, 1, true);
+                twin_matrix w = t.matrix(type, n, k, 0.1), w2 = t.matrix(type, n, k, 0.1),
+                            g = t.matrix(XLSTM_F32, 4, k, 0.1), bias = t.matrix(XLSTM_F32, 1, 4, 1, true),
+                            bias_n = t.matrix(XLSTM_BF16, 1, n, 1, true);
                 for (uint32_t rows : row_counts) {
                     if ((quick && rows > 33) || (race && rows != 2 && rows != 17)) continue;
                     twin_buffer x = t.buffer(rows + 2, k), y = t.buffer(rows + 2, n), y2 = t.buffer(rows + 2, n),
@@ -275,9 +281,12 @@ static void test_linear()
                         auto pick = [&](twin_matrix &m) { return cuda ? m.c : m.r; };
                         auto place = [&](twin_buffer &b) { return cuda ? b.c : b.r; };
                         xl_linear group[4] = {};
-                        group[0].weight = pick(w), group[0].bias = pick(bias_n), group[0].out = place(y), group[0].stride = (uint32_t)n;
-                        group[1].weight = pick(w2), group[1].out = place(y2), group[1].stride = (uint32_t)n, group[1].add = true;
-                        group[2].weight = pick(g), group[2].bias = pick(bias), group[2].out = place(gates), group[2].stride = 8;
+                        group[0].weight = pick(w), group[0].bias = pick(bias_n), group[0].out = place(y),
+                        group[0].stride = (uint32_t)n;
+                        group[1].weight = pick(w2), group[1].out = place(y2), group[1].stride = (uint32_t)n,
+                        group[1].add = true;
+                        group[2].weight = pick(g), group[2].bias = pick(bias), group[2].out = place(gates),
+                        group[2].stride = 8;
                         group[2].wide = true;
                         group[3] = group[2];
                         group[3].column = 4;
@@ -321,14 +330,16 @@ static void test_elementwise()
             MUST(t.c->ops->store_new(t.c, &sc, &err));
             MUST(t.r->ops->store_new(t.r, &sr, &err));
             double limit = act == XLSTM_F32 ? 3e-6 : act == XLSTM_F16 ? 6e-4 : 4e-3;
-            twin_matrix emb = t.matrix(XLSTM_BF16, V, D, 1, false, XL_USE_ROWS), wn = t.matrix(XLSTM_F32, 1, D, 0.1, true),
-                        wb = t.matrix(XLSTM_F32, 1, D, 0.1, true), wm = t.matrix(XLSTM_F32, 1, Vd, 0.1, true),
-                        w1 = t.matrix(XLSTM_BF16, F, D, 0.05), w2 = t.matrix(XLSTM_BF16, D, F, 0.05),
-                        w3 = t.matrix(XLSTM_BF16, D, Vd, 0.05), wv = t.matrix(XLSTM_BF16, V, D, 0.1);
+            twin_matrix emb = t.matrix(XLSTM_BF16, V, D, 1, false, XL_USE_ROWS),
+                        wn = t.matrix(XLSTM_F32, 1, D, 0.1, true), wb = t.matrix(XLSTM_F32, 1, D, 0.1, true),
+                        wm = t.matrix(XLSTM_F32, 1, Vd, 0.1, true), w1 = t.matrix(XLSTM_BF16, F, D, 0.05),
+                        w2 = t.matrix(XLSTM_BF16, D, F, 0.05), w3 = t.matrix(XLSTM_BF16, D, Vd, 0.05),
+                        wv = t.matrix(XLSTM_BF16, V, D, 0.1);
             for (uint32_t rows : {1u, 2u, 4u, 5u, 37u}) {
-                twin_buffer x = t.buffer(rows + 1, D), u = t.buffer(rows + 1, D), y = t.buffer(rows + 1, F), z = t.buffer(rows + 1, F),
-                            p = t.buffer(rows + 1, F), h = t.buffer(rows + 1, Vd), ob = t.buffer(rows + 1, Vd), g = t.buffer(rows + 1, Vd),
-                            last = t.buffer(rows + 1, D), logits = t.buffer(rows + 1, V);
+                twin_buffer x = t.buffer(rows + 1, D), u = t.buffer(rows + 1, D), y = t.buffer(rows + 1, F),
+                            z = t.buffer(rows + 1, F), p = t.buffer(rows + 1, F), h = t.buffer(rows + 1, Vd),
+                            ob = t.buffer(rows + 1, Vd), g = t.buffer(rows + 1, Vd), last = t.buffer(rows + 1, D),
+                            logits = t.buffer(rows + 1, V);
                 std::vector<uint32_t> out;
                 for (uint32_t i = 0; i < rows; i += 2) out.push_back(i);
                 for (int traced = 0; traced < 2; traced++) {
@@ -342,7 +353,9 @@ static void test_elementwise()
                         auto place = [&](twin_buffer &b) { return cuda ? b.c : b.r; };
                         float dummy;
                         /* reading in between makes operations run one by one */
-                        auto cut = [&](twin_buffer &b) { if (traced) MUST(be->ops->buffer_read(be, place(b), 0, &dummy, 1, &err)); };
+                        auto cut = [&](twin_buffer &b) {
+                            if (traced) MUST(be->ops->buffer_read(be, place(b), 0, &dummy, 1, &err));
+                        };
                         xl_norm norm = {pick(wn), variant == 3 ? pick(wb) : nullptr, D, 1e-6f, 7};
                         xl_norm mh = {pick(wm), nullptr, Vd, 1e-6f, 9};
                         be->ops->embed(be, place(x), pick(emb));
@@ -372,8 +385,8 @@ static void test_elementwise()
                         be->ops->linear(be, &head, 1, place(u), true);
                         be->ops->softcap(be, place(logits), V, variant == 2 ? 0 : 30, 13);
                     });
-                    std::string detail = std::string(name(act)) + " variant " + std::to_string(variant) + " rows " + std::to_string(rows) +
-                                         (traced ? " one by one" : "");
+                    std::string detail = std::string(name(act)) + " variant " + std::to_string(variant) + " rows " +
+                                         std::to_string(rows) + (traced ? " one by one" : "");
                     double loose = limit * 3;
                     t.compare("swiglu in", detail, y, rows, loose);
                     t.compare("residual", detail, x, rows, loose);
@@ -408,8 +421,9 @@ static void test_faults()
         MUST(t.c->ops->store_new(t.c, &sc, &err));
         MUST(t.r->ops->store_new(t.r, &sr, &err));
         twin_matrix wn = t.matrix(XLSTM_F32, 1, D, 0.1, true), wv = t.matrix(XLSTM_BF16, V, D, 0.1);
-        twin_buffer x = t.buffer(rows, D), u = t.buffer(rows, D), q = t.buffer(rows, NH * o.head_qk), v = t.buffer(rows, NH * o.head_v),
-                    h = t.buffer(rows, NH * o.head_v), gates = t.buffer(rows, 2 * NH), logits = t.buffer(rows, V), last = t.buffer(rows, D);
+        twin_buffer x = t.buffer(rows, D), u = t.buffer(rows, D), q = t.buffer(rows, NH * o.head_qk),
+                    v = t.buffer(rows, NH * o.head_v), h = t.buffer(rows, NH * o.head_v),
+                    gates = t.buffer(rows, 2 * NH), logits = t.buffer(rows, V), last = t.buffer(rows, D);
         t.fill(x, 1), t.fill(q, 1), t.fill(v, 1), t.fill(gates, 1, true);
         float inf = INFINITY, nan = NAN;
         uint16_t bad = xl_f32_to_bf16(nan);
@@ -432,7 +446,9 @@ static void test_faults()
             be->ops->linear(be, &head, 1, place(u), true);
             be->ops->softcap(be, place(logits), V, 30, 23);
         });
-        for (uint32_t i = 0; i < rows; i++) check("fault", "rows " + std::to_string(rows) + " row " + std::to_string(i), fabs((double)t.fc[i] - t.fr[i]), 0);
+        for (uint32_t i = 0; i < rows; i++)
+            check("fault", "rows " + std::to_string(rows) + " row " + std::to_string(i),
+                  fabs((double)t.fc[i] - t.fr[i]), 0);
     }
     printf("faults: %d checks, %d failures so far\n", checks - before, failures);
 }
@@ -444,9 +460,19 @@ static std::vector<float> state_values(const xl_state_layout *l, const std::vect
     std::vector<float> out;
     auto add = [&](const uint8_t *p, xlstm_dtype t, size_t n) {
         for (size_t i = 0; i < n; i++) {
-            if (t == XLSTM_F64) { double x; memcpy(&x, p + 8 * i, 8); out.push_back((float)x); }
-            else if (t == XLSTM_F32) { float x; memcpy(&x, p + 4 * i, 4); out.push_back(x); }
-            else { uint16_t x; memcpy(&x, p + 2 * i, 2); out.push_back(xl_bf16_to_f32(x)); }
+            if (t == XLSTM_F64) {
+                double x;
+                memcpy(&x, p + 8 * i, 8);
+                out.push_back((float)x);
+            } else if (t == XLSTM_F32) {
+                float x;
+                memcpy(&x, p + 4 * i, 4);
+                out.push_back(x);
+            } else {
+                uint16_t x;
+                memcpy(&x, p + 2 * i, 2);
+                out.push_back(xl_bf16_to_f32(x));
+            }
         }
     };
     for (uint32_t b = 0; b < l->num_blocks; b++) {
@@ -463,7 +489,8 @@ static void test_cell()
 {
     struct geometry {
         uint32_t heads, dq, dv, chunk;
-    } const geometries[] = {{4, 16, 32, 64}, {2, 96, 192, 64}, {3, 40, 72, 16}, {1, 256, 512, 64}, {2, 64, 36, 100}, {2, 24, 50, 7}, {1, 300, 64, 64}, {16, 64, 256, 64}};
+    } const geometries[] = {{4, 16, 32, 64},  {2, 96, 192, 64}, {3, 40, 72, 16},  {1, 256, 512, 64},
+                            {2, 64, 36, 100}, {2, 24, 50, 7},   {1, 300, 64, 64}, {16, 64, 256, 64}};
     struct numbers {
         xlstm_dtype act, kernel, state;
         double limit, state_limit;
@@ -501,8 +528,9 @@ static void test_cell()
                     rows += counts[round][i];
                     position[i] += counts[round][i];
                 }
-                twin_buffer q = t.buffer(rows, g.heads * g.dq), kk = t.buffer(rows, g.heads * g.dq), v = t.buffer(rows, g.heads * g.dv),
-                            gates = t.buffer(rows, 2 * g.heads), h = t.buffer(rows + 2, g.heads * g.dv);
+                twin_buffer q = t.buffer(rows, g.heads * g.dq), kk = t.buffer(rows, g.heads * g.dq),
+                            v = t.buffer(rows, g.heads * g.dv), gates = t.buffer(rows, 2 * g.heads),
+                            h = t.buffer(rows + 2, g.heads * g.dv);
                 t.fill(q, 1), t.fill(kk, 1), t.fill(v, 1), t.fill(gates, 4, true), t.poison(h);
                 std::vector<int32_t> ids(rows);
                 xl_batch bc = {}, br = {};
@@ -517,8 +545,9 @@ static void test_cell()
                         be->ops->mlstm(be, &cell);
                     }
                 });
-                std::string detail = std::string(name(k.act)) + " kernel " + name(k.kernel) + " state " + name(k.state) + " heads " +
-                                     std::to_string(g.heads) + " dq " + std::to_string(g.dq) + " dv " + std::to_string(g.dv) + " chunk " +
+                std::string detail = std::string(name(k.act)) + " kernel " + name(k.kernel) + " state " +
+                                     name(k.state) + " heads " + std::to_string(g.heads) + " dq " +
+                                     std::to_string(g.dq) + " dv " + std::to_string(g.dv) + " chunk " +
                                      std::to_string(g.chunk) + " round " + std::to_string(round);
                 t.compare("cell h", detail, h, rows, k.limit);
                 t.guard("cell h", detail, h, rows);
@@ -529,8 +558,12 @@ static void test_cell()
                     MUST(t.c->ops->store_read(t.c, s[i].c, a.data(), &err));
                     MUST(t.r->ops->store_read(t.r, s[i].r, b.data(), &err));
                     for (int part = 0; part < 3; part++) {
-                        check(part == 0 ? "state C" : part == 1 ? "state n" : "state m", detail + " run " + std::to_string(i),
-                              distance(state_values(lc, a, part), state_values(lr, b, part)), part == 2 ? 3e-5 : k.state_limit);
+                        check(part == 0   ? "state C"
+                              : part == 1 ? "state n"
+                                          : "state m",
+                              detail + " run " + std::to_string(i),
+                              distance(state_values(lc, a, part), state_values(lr, b, part)),
+                              part == 2 ? 3e-5 : k.state_limit);
                     }
                     /* through the host and a device copy, the bytes must come back */
                     if (round == 1) {
@@ -574,13 +607,14 @@ static void test_replay()
                 MUST(t.c->ops->store_new(t.c, &one.c, &err));
                 MUST(t.r->ops->store_new(t.r, &one.r, &err));
             }
-            twin_matrix emb = t.matrix(XLSTM_BF16, V, D, 1, false, XL_USE_ROWS | XL_USE_MATMUL), wn = t.matrix(XLSTM_F32, 1, D, 0.1, true),
-                        wm = t.matrix(XLSTM_F32, 1, Vd, 0.1, true), wq = t.matrix(XLSTM_BF16, Qd, D, 0.1), wk = t.matrix(XLSTM_BF16, Qd, D, 0.1),
-                        wv = t.matrix(XLSTM_BF16, Vd, D, 0.1), wo = t.matrix(XLSTM_BF16, Vd, D, 0.1), wi = t.matrix(XLSTM_F32, o.num_heads, D, 0.1),
-                        wp = t.matrix(XLSTM_BF16, D, Vd, 0.1);
-            twin_buffer x = t.buffer(rows, D), u = t.buffer(rows, D), q = t.buffer(rows, Qd), k = t.buffer(rows, Qd), v = t.buffer(rows, Vd),
-                        ob = t.buffer(rows, Vd), h = t.buffer(rows, Vd), g = t.buffer(rows, Vd), gates = t.buffer(rows, 2 * o.num_heads),
-                        last = t.buffer(rows, D), logits = t.buffer(rows, V);
+            twin_matrix emb = t.matrix(XLSTM_BF16, V, D, 1, false, XL_USE_ROWS | XL_USE_MATMUL),
+                        wn = t.matrix(XLSTM_F32, 1, D, 0.1, true), wm = t.matrix(XLSTM_F32, 1, Vd, 0.1, true),
+                        wq = t.matrix(XLSTM_BF16, Qd, D, 0.1), wk = t.matrix(XLSTM_BF16, Qd, D, 0.1),
+                        wv = t.matrix(XLSTM_BF16, Vd, D, 0.1), wo = t.matrix(XLSTM_BF16, Vd, D, 0.1),
+                        wi = t.matrix(XLSTM_F32, o.num_heads, D, 0.1), wp = t.matrix(XLSTM_BF16, D, Vd, 0.1);
+            twin_buffer x = t.buffer(rows, D), u = t.buffer(rows, D), q = t.buffer(rows, Qd), k = t.buffer(rows, Qd),
+                        v = t.buffer(rows, Vd), ob = t.buffer(rows, Vd), h = t.buffer(rows, Vd), g = t.buffer(rows, Vd),
+                        gates = t.buffer(rows, 2 * o.num_heads), last = t.buffer(rows, D), logits = t.buffer(rows, V);
             for (int step = 0; step < 5; step++) {
                 plain_batch bc(rows, nullptr), br(rows, nullptr);
                 std::vector<xl_run> rc(rows), rr(rows);
@@ -614,7 +648,8 @@ static void test_replay()
                         l[1].weight = pick(wk), l[1].out = place(k), l[1].stride = Qd;
                         l[2].weight = pick(wv), l[2].out = place(v), l[2].stride = Vd;
                         l[3].weight = pick(wo), l[3].out = place(ob), l[3].stride = Vd;
-                        l[4].weight = pick(wi), l[4].out = place(gates), l[4].stride = 2 * o.num_heads, l[4].wide = true;
+                        l[4].weight = pick(wi), l[4].out = place(gates), l[4].stride = 2 * o.num_heads,
+                        l[4].wide = true;
                         l[5] = l[4];
                         l[5].column = o.num_heads;
                         be->ops->linear(be, l, 6, place(u), false);
@@ -633,7 +668,8 @@ static void test_replay()
                     be->ops->linear(be, &head, 1, place(u), true);
                     be->ops->softcap(be, place(logits), V, 30, 5);
                 });
-                std::string detail = std::string(name(act)) + " rows " + std::to_string(rows) + " step " + std::to_string(step);
+                std::string detail =
+                    std::string(name(act)) + " rows " + std::to_string(rows) + " step " + std::to_string(step);
                 t.compare("replay", detail, logits, rows, act == XLSTM_F32 ? 2e-5 : 2e-2);
                 check("replayed", detail, ran != (step < 2), 0);
             }
