@@ -213,7 +213,7 @@ typedef struct xlstm_state xlstm_state;
 
 /* A fresh session: C = 0, n = 0, m = 0, position 0. */
 XLSTM_API int xlstm_session_new(xlstm_session **out, xlstm_model *model, xlstm_error *err);
-/* A second session that continues where `source` stands, last logits included: one state copy. */
+/* A second session that continues where `source` stands, last logits included: one state copy. A poisoned one is refused. */
 XLSTM_API int xlstm_session_fork(xlstm_session **out, const xlstm_session *source, xlstm_error *err);
 XLSTM_API void xlstm_session_free(xlstm_session *session);
 /* Back to fresh; also heals a poisoned session. */

@@ -67,12 +67,16 @@ int xlstm_session_new(xlstm_session **out, xlstm_model *model, xlstm_error *err)
 
 int xlstm_session_fork(xlstm_session **out, const xlstm_session *source, xlstm_error *err)
 {
+    *out = NULL;
+    if (source->poisoned) {
+        return xl_fail(err, XLSTM_E_NONFINITE,
+                       "the session is poisoned by a non-finite value and is not forked; reset or restore it");
+    }
     int result = session_make(out, source->model, source->store, err);
     if (result != XLSTM_OK) return result;
     xlstm_session *s = *out;
     s->position = source->position;
     s->token_hash = source->token_hash;
-    s->poisoned = source->poisoned;
     s->has_logits = source->has_logits;
     if (s->has_logits) memcpy(s->logits, source->logits, s->model->info.vocab_size * sizeof(float));
     return XLSTM_OK;

@@ -371,6 +371,9 @@ static void test_nan_names_block_and_stage_and_poisons(void **state)
             assert_int_equal(xlstm_state_snapshot(&none, s, &err), XLSTM_E_NONFINITE);
             assert_null(none);
             assert_null(xlstm_session_logits(s));
+            xlstm_session *branch;
+            assert_int_equal(xlstm_session_fork(&branch, s, &err), XLSTM_E_NONFINITE);
+            assert_null(branch);
             assert_int_equal(xlstm_decode(s, 5, &err), XLSTM_E_NONFINITE);
             assert_int_equal(xlstm_session_reset(s, NULL), XLSTM_OK);
             assert_int_equal(xlstm_session_position(s), 0);
