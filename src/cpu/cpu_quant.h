@@ -34,6 +34,15 @@ typedef struct spread {
 
 /* ---- spreading -------------------------------------------------------------------------------------------------- */
 
+/* Panels are read from front to back, and what follows is fetched ahead: while one block is multiplied nothing else
+ * would keep the memory busy. The distance is worth a memory latency at full bandwidth. */
+enum { AHEAD = 8192 };
+INLINE VU u_load_ahead(const uint8_t *p)
+{
+    __builtin_prefetch(p + AHEAD);
+    return u_load(p);
+}
+
 INLINE void put_bytes(spread *s, int block, int group, int v, VU w) { memcpy(s->bytes[block][group][v * VW], &w, sizeof w); }
 
 INLINE void spread_q8_0(spread *s, const uint8_t *p, int blocks, size_t width, int nv)
@@ -51,7 +60,7 @@ INLINE void spread_q4_0(spread *s, const uint8_t *p, int blocks, size_t width, i
         for (int v = 0; v < nv; v++) {
             v_store(&s->scale[b][v * VW], v_load_f16(p + v * VW * 2));
             for (int g = 0; g < 4; g++) {
-                VU w = u_load(p + width * 2 + ((size_t)g * width + (size_t)v * VW) * 4);
+                VU w = u_load_ahead(p + width * 2 + ((size_t)g * width + (size_t)v * VW) * 4);
                 put_bytes(s, b, g, v, w & 0x0f0f0f0fu);
                 put_bytes(s, b, g + 4, v, w >> 4 & 0x0f0f0f0fu);
             }
@@ -59,15 +68,6 @@ INLINE void spread_q4_0(spread *s, const uint8_t *p, int blocks, size_t width, i
     s->at = s->bytes[0][0][0];
     s->stride = sizeof s->bytes[0];
     s->row = NV * VW;
-}
-
-/* Panels are read from front to back, and what follows is fetched ahead: while one block is multiplied nothing else
- * would keep the memory busy. The distance is worth a memory latency at full bandwidth. */
-enum { AHEAD = 8192 };
-INLINE VU u_load_ahead(const uint8_t *p)
-{
-    __builtin_prefetch(p + AHEAD);
-    return u_load(p);
 }
 
 INLINE void spread_q45_k(spread *s, const uint8_t *p, size_t width, int nv, bool five)
