@@ -14,12 +14,26 @@
 
 #include <math.h>
 
-#if defined(__clang__)
+/* Loops over a tile are unrolled so that its sums live in registers. Under a sanitizer that only makes compilation take
+ * minutes: there tiles stay in memory, with the same results. */
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define SANITIZED
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED
+#endif
+#if defined(SANITIZED)
+#define UNROLL
+#define INLINE static inline __attribute__((unused))
+#elif defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define INLINE static inline __attribute__((always_inline, unused))
 #else
 #define UNROLL _Pragma("GCC unroll 32")
-#endif
 #define INLINE static inline __attribute__((always_inline, unused))
+#endif
 
 typedef float V __attribute__((vector_size(4 * VW)));
 typedef int32_t VI __attribute__((vector_size(4 * VW)));
