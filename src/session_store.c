@@ -20,13 +20,17 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { VERSION = 1, BLOB_DIGITS = 16, BUSY_MS = 60000, RETRIES = 5, TOUCH_SECONDS = 60 };
+enum { VERSION = 1, BLOB_DIGITS = 16, BUSY_MS = 60000, RETRIES = 5, TOUCH_SECONDS = 60, TOUCHED = 64 };
+#define TOUCH_DELAY 5.0 /* seconds */
 
 struct xlstm_store {
     char *folder, *index;
     sqlite3 *reader, *writer;
     sqlite3_stmt *lookup; /* of the reader */
     pthread_mutex_t read_lock, write_lock;
+    uint64_t touched[TOUCHED]; /* sessions whose use is not yet in the index; under read_lock */
+    size_t n_touched;
+    double first_touched; /* when the oldest of them was used */
 };
 
 /* ---- SQLite in this project's terms ----------------------------------------------------------------------------- */
@@ -61,6 +65,54 @@ static int db_finish(const xlstm_store *s, sqlite3 *db, sqlite3_stmt *statement,
 static int no_session(xlstm_error *err, const xlstm_store *s, uint64_t id)
 {
     return xl_fail(err, XLSTM_E_ARGUMENT, "%s: there is no session %" PRIu64, s->folder, id);
+}
+
+/* ---- uses -------------------------------------------------------------------------------------------------------- */
+
+/* Brings the uses noted by touch into the index: not durable, and left for later while another process writes. */
+static void flush_touched(xlstm_store *s)
+{
+    uint64_t ids[TOUCHED];
+    if (pthread_mutex_trylock(&s->write_lock) != 0) return;
+    pthread_mutex_lock(&s->read_lock);
+    size_t n = s->n_touched;
+    memcpy(ids, s->touched, n * sizeof(*ids));
+    pthread_mutex_unlock(&s->read_lock);
+    sqlite3_stmt *q = NULL;
+    sqlite3_busy_timeout(s->writer, 0);
+    bool done = n > 0 && db_run(s, s->writer, "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE", NULL) == XLSTM_OK;
+    if (done) {
+        if (db_prepare(s, s->writer, &q, "UPDATE session SET used = ? WHERE id = ?", NULL) == XLSTM_OK) {
+            for (size_t i = 0; i < n; i++) {
+                sqlite3_bind_int64(q, 1, time(NULL));
+                sqlite3_bind_int64(q, 2, (sqlite3_int64)ids[i]);
+                (void)sqlite3_step(q);
+                sqlite3_reset(q);
+            }
+        }
+        sqlite3_finalize(q);
+        if (db_run(s, s->writer, "COMMIT", NULL) != XLSTM_OK) (void)db_run(s, s->writer, "ROLLBACK", NULL);
+    }
+    sqlite3_busy_timeout(s->writer, BUSY_MS);
+    if (done) {
+        pthread_mutex_lock(&s->read_lock);
+        s->n_touched -= n; /* others may have come meanwhile */
+        memmove(s->touched, s->touched + n, s->n_touched * sizeof(*ids));
+        pthread_mutex_unlock(&s->read_lock);
+    }
+    pthread_mutex_unlock(&s->write_lock);
+}
+
+/* Notes the use of a session, to the minute. A write to the index would cost more than resuming, so uses are gathered. */
+static void touch(xlstm_store *s, uint64_t id, int64_t used)
+{
+    if (time(NULL) - used < TOUCH_SECONDS) return;
+    pthread_mutex_lock(&s->read_lock);
+    if (s->n_touched == 0) s->first_touched = xl_now();
+    if (s->n_touched < TOUCHED) s->touched[s->n_touched++] = id;
+    bool flush = s->n_touched == TOUCHED || xl_now() - s->first_touched > TOUCH_DELAY;
+    pthread_mutex_unlock(&s->read_lock);
+    if (flush) flush_touched(s);
 }
 
 /* ---- opening ---------------------------------------------------------------------------------------------------- */
@@ -135,6 +187,7 @@ int xlstm_store_open(xlstm_store **out, const char *folder, xlstm_error *err)
 void xlstm_store_close(xlstm_store *s)
 {
     if (s == NULL) return;
+    if (s->n_touched > 0) flush_touched(s);
     sqlite3_finalize(s->lookup);
     sqlite3_close(s->reader);
     sqlite3_close(s->writer);
@@ -422,6 +475,7 @@ static void sweep(xlstm_store *s, const char *folder)
 int xlstm_store_expire(size_t *removed, xlstm_store *s, int64_t seconds, xlstm_error *err)
 {
     if (removed != NULL) *removed = 0;
+    flush_touched(s);
     int result = begin(s, err);
     if (result != XLSTM_OK) return result;
     sqlite3_stmt *q;
@@ -445,22 +499,6 @@ int xlstm_store_expire(size_t *removed, xlstm_store *s, int64_t seconds, xlstm_e
 }
 
 /* ---- reading ---------------------------------------------------------------------------------------------------- */
-
-/* Notes the use of a session: not durable, not every time, and not at all while another process writes. */
-static void touch(xlstm_store *s, uint64_t id, int64_t used)
-{
-    if (time(NULL) - used < TOUCH_SECONDS || pthread_mutex_trylock(&s->write_lock) != 0) return;
-    sqlite3_stmt *q;
-    sqlite3_busy_timeout(s->writer, 0);
-    if (db_run(s, s->writer, "PRAGMA synchronous = NORMAL", NULL) == XLSTM_OK &&
-        db_prepare(s, s->writer, &q, "UPDATE session SET used = ? WHERE id = ?", NULL) == XLSTM_OK) {
-        sqlite3_bind_int64(q, 1, time(NULL));
-        sqlite3_bind_int64(q, 2, (sqlite3_int64)id);
-        (void)db_finish(s, s->writer, q, NULL);
-    }
-    sqlite3_busy_timeout(s->writer, BUSY_MS);
-    pthread_mutex_unlock(&s->write_lock);
-}
 
 /* The file a session's state is in now; freed with xl_release. */
 static int look_up(xlstm_store *s, uint64_t id, char **path, int64_t *used, xlstm_error *err)
