@@ -185,18 +185,21 @@ static void bench_fork(size_t rounds)
 
 /* ---- store ------------------------------------------------------------------------------------------------------ */
 
-/* Path of a session's state file, asked of the index the way an administrator would. */
-static char *file_of(const char *folder, uint64_t id)
+/* The sessions' state files by number, asked of the index the way an administrator would. */
+static char **files_of(const char *folder, const uint64_t *ids, size_t n)
 {
-    char command[600], line[200] = "", *path = NULL;
-    snprintf(command, sizeof(command), "sqlite3 '%s/index.db' 'SELECT blob FROM session WHERE id = %llu'", folder,
-             (unsigned long long)id);
+    char command[600], blob[20];
+    char **paths = calloc(n, sizeof(*paths));
+    unsigned long long id;
+    snprintf(command, sizeof(command), "sqlite3 -separator ' ' '%s/index.db' 'SELECT id, blob FROM session'", folder);
     FILE *f = popen(command, "r");
-    MK_CHECK(f != NULL && fgets(line, sizeof(line), f) != NULL);
-    pclose(f);
-    line[strcspn(line, "\n")] = '\0';
-    MK_CHECK(asprintf(&path, "%s/states/%.2s/%s.xlstate", folder, line, line) > 0);
-    return path;
+    MK_CHECK(paths != NULL && f != NULL);
+    while (fscanf(f, "%llu %19s", &id, blob) == 2) {
+        MK_CHECK(id >= ids[0] && id - ids[0] < n); /* numbers are given out one after the other */
+        MK_CHECK(asprintf(&paths[id - ids[0]], "%s/states/%.2s/%s.xlstate", folder, blob, blob) > 0);
+    }
+    MK_CHECK(pclose(f) == 0);
+    return paths;
 }
 
 static void bench_store(const char *folder, const mk_model *shape, size_t n, size_t samples)
@@ -227,9 +230,11 @@ static void bench_store(const char *folder, const mk_model *shape, size_t n, siz
         add(&all[CREATE], t);
     }
     xlstm_state_free(state);
+    char **paths = files_of(folder, ids, n);
     for (size_t i = 0; i < samples; i++) {
-        uint64_t id = ids[mk_next(&seed) % n];
-        char *path = file_of(folder, id);
+        size_t which = mk_next(&seed) % n;
+        uint64_t id = ids[which];
+        const char *path = paths[which];
         for (int cold = 0; cold < 2; cold++) {
             for (int kind = 0; kind < 3 - cold; kind++) {
                 int file = open(path, O_RDONLY | O_CLOEXEC);
@@ -250,11 +255,15 @@ static void bench_store(const char *folder, const mk_model *shape, size_t n, siz
                 }
             }
         }
-        free(path);
+    }
+    for (size_t i = 0; i < samples; i++) {
+        uint64_t id;
         double t = xl_now();
-        OK(xlstm_store_fork(&id, store, id, NULL, &err));
+        OK(xlstm_store_fork(&id, store, ids[mk_next(&seed) % n], NULL, &err));
         add(&all[FORK], t);
     }
+    for (size_t i = 0; i < n; i++) free(paths[i]);
+    free(paths);
     char title[100];
     snprintf(title, sizeof(title), "%zu sessions of %.3f MB", n, (double)info.file_bytes / 1e6);
     print(all, N, title);

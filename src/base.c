@@ -239,6 +239,15 @@ void xl_map_drop(const xl_map *map, size_t offset, size_t bytes)
     (void)posix_fadvise(map->fd, (off_t)first, (off_t)count, POSIX_FADV_DONTNEED);
 }
 
+void xl_map_fetch(const xl_map *map)
+{
+#ifdef MADV_POPULATE_READ
+    if (map->bytes != NULL) (void)madvise((void *)(uintptr_t)map->bytes, map->size, MADV_POPULATE_READ);
+#else
+    xl_map_want(map, 0, map->size);
+#endif
+}
+
 void xl_map_close(xl_map *map)
 {
     if (map->bytes != NULL) (void)munmap((void *)(uintptr_t)map->bytes, map->size);

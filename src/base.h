@@ -64,6 +64,8 @@ int xl_map_open(xl_map *map, const char *path, xlstm_error *err);
 /* Tells the kernel that [offset, offset + bytes) will be read soon / is done with (drops it from memory and cache). */
 void xl_map_want(const xl_map *map, size_t offset, size_t bytes);
 void xl_map_drop(const xl_map *map, size_t offset, size_t bytes);
+/* Brings the whole file into memory as fast as read() would; touching a mapping page by page takes several times as long. */
+void xl_map_fetch(const xl_map *map);
 void xl_map_close(xl_map *map);
 
 /* Reads a file of at most `limit` bytes into memory, NUL-terminated (size without it). Free with xl_release. */

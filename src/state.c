@@ -232,6 +232,7 @@ int xlstm_state_restore(xlstm_session *session, const xlstm_state *state, xlstm_
 {
     const xlstm_model *m = session->model;
     int result = check_fit(m, &state->layout, state->fingerprint, state->vocab_size, "state", err);
+    if (result == XLSTM_OK) xl_map_fetch(&state->map);
     if (result == XLSTM_OK) result = m->backend->ops->store_write(m->backend, session->store, state->bytes, err);
     if (result != XLSTM_OK) return result;
     session->position = state->position;
@@ -285,6 +286,7 @@ int xlstm_state_load(xlstm_state **out, xlstm_model *model, const char *path, bo
     header_page page;
     xl_state_layout layout;
     int result = xl_map_open(&s->map, path, err);
+    if (result == XLSTM_OK && verify) xl_map_fetch(&s->map);
     if (result == XLSTM_OK) result = check_file(&page, &layout, s->map.bytes, s->map.size, verify, path, err);
     if (result == XLSTM_OK) result = check_fit(model, &layout, page.h.fingerprint, page.h.vocab_size, path, err);
     if (result != XLSTM_OK) {
@@ -358,6 +360,7 @@ int xlstm_state_describe(xlstm_state_info *out, const char *path, bool verify, x
     header_page page;
     xl_state_layout layout;
     int result = xl_map_open(&s.map, path, err);
+    if (result == XLSTM_OK && verify) xl_map_fetch(&s.map);
     if (result == XLSTM_OK) result = check_file(&page, &layout, s.map.bytes, s.map.size, verify, path, err);
     if (result == XLSTM_OK) {
         fill_from_header(&s, &page, &layout, s.map.bytes + HEADER_BYTES);
