@@ -143,6 +143,26 @@ elif build aarch64; then
     tests aarch64
 fi
 
+echo "==== cuda: build"
+if ! command -v nvcc >/dev/null && ! [ -x /usr/local/cuda/bin/nvcc ]; then
+    skip "cuda: nvcc is not installed"
+elif "$cmake" --preset release -B build-cuda -DXLSTM_CUDA_ARCHITECTURES=90 >"$log/build" 2>&1 &&
+    "$cmake" --build build-cuda --target xlstm_cuda test_cuda >>"$log/build" 2>&1; then
+    count 1 0 0
+    build-cuda/test_cuda >"$log/cuda" 2>&1
+    case $? in
+    0) count 1 0 0 ;;
+    77) skip "$(sed -n 's/^skip: //p' "$log/cuda")" ;;
+    *)
+        tail -n 60 "$log/cuda"
+        count 0 1 0
+        ;;
+    esac
+else
+    grep -vE '^\[[0-9]+/[0-9]+\]' "$log/build" | tail -n 60
+    count 0 1 0
+fi
+
 echo "==== fuzz smoke"
 tools/fuzz.sh 4 >"$log/fuzz" 2>&1
 status=$?

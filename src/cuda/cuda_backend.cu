@@ -5,7 +5,7 @@
  * uploaded before each pass. Built as a plugin, so that a machine without CUDA needs nothing of it. Kernels are in the
  * other files.
  */
-#include "cuda_internal.h"
+#include "cuda_internal.cuh"
 
 #include <cstring>
 #include <new>

@@ -6,7 +6,7 @@
 #ifndef XL_CUDA_DEVICE_CUH
 #define XL_CUDA_DEVICE_CUH
 
-#include "cuda_internal.h"
+#include "cuda_internal.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -3,7 +3,7 @@
  * every machine has it). For each new shape the library's first suggestions are timed on the device and the best is
  * kept.
  */
-#include "cuda_internal.h"
+#include "cuda_internal.cuh"
 
 #include <cublasLt.h>
 #include <dlfcn.h>

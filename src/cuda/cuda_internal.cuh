@@ -1,9 +1,9 @@
 /*
- * cuda_internal.h — what the files of the cuda backend share: the objects behind the opaque types, the tables a pass
+ * cuda_internal.cuh — what the files of the cuda backend share: the objects behind the opaque types, the tables a pass
  * leaves on the device, and the launchers. Launchers enqueue on be->stream and never synchronise. Layer 2.
  */
-#ifndef XL_CUDA_INTERNAL_H
-#define XL_CUDA_INTERNAL_H
+#ifndef XL_CUDA_INTERNAL_CUH
+#define XL_CUDA_INTERNAL_CUH
 
 extern "C" {
 #include "backend.h"
