@@ -152,7 +152,7 @@ static void product_split(float *out, const xl_cpu_panels *panels, const void *x
 /* The first n of 16 values. */
 INLINE __m512 load_some(const float *p, size_t n)
 {
-    return _mm512_maskz_loadu_ps(n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1), p);
+    return _mm512_maskz_loadu_ps((__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1), p);
 }
 
 /* 32 values as one or three bfloat16 numbers each. A NaN or Inf stays one in the first; what it leaves to the others is
