@@ -470,6 +470,9 @@ static int assemble(xlstm_state **out, const tensor *all, size_t n, const char *
     if (!small || facts[3] > UINT32_MAX || facts[4] >= XLSTM_DTYPE_COUNT) {
         return bad_tensor(err, file, "facts", "out of range");
     }
+    if (logits != NULL && logits->count != facts[3]) {
+        return bad_tensor(err, file, "logits", "expected as many values as the vocabulary has tokens");
+    }
     xl_state_layout layout;
     int result = xl_state_layout_make(&layout, (xlstm_dtype)facts[4], blocks, (uint32_t)C->shape[0],
                                       (uint32_t)C->shape[1], (uint32_t)C->shape[2], err);
