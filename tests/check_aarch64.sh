@@ -13,7 +13,7 @@ trap 'rm -rf "$folder"' EXIT
 # the hash header is architecture-independent and needs no library when inlined
 flags=(-std=gnu11 -D_GNU_SOURCE -DXXH_INLINE_ALL -O2 -Wall -Wextra -Werror -fno-math-errno -ffp-contract=off
        -Iinclude -Isrc -idirafter /usr/include)
-for source in src/base.c src/dtype.c src/threads.c src/backend.c src/ref/*.c src/cpu/*.c; do
+for source in src/base.c src/dtype.c src/quantize.c src/threads.c src/backend.c src/ref/*.c src/cpu/*.c; do
     extra=()
     case $source in
     *_avx2.c | *_avx512*.c | *_amx.c) continue ;;
