@@ -349,16 +349,18 @@ static void make_room(xlstm_prefix_cache *c, size_t limit)
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
-/* The part of the backend's description that decides rounding: without the number of threads. */
+/* All that a state's bits depend on beside the tokens. Of the backend's description, what comes before the number of
+ * threads. */
 static uint64_t settings_hash(const xlstm_model *m)
 {
     const xlstm_model_info *i = &m->info;
     char line[512];
     const char *comma = strrchr(i->backend, ',');
     int name = (int)(comma != NULL ? (size_t)(comma - i->backend) : strlen(i->backend));
-    snprintf(line, sizeof(line), "%s %016" PRIx64 " %.*s %d %d %d %d %d %u", xlstm_version(), i->fingerprint, name,
-             i->backend, i->weights.dtype, i->activations.dtype, i->kernel.dtype, i->state.dtype, i->norm_float32.on,
-             i->chunk_size);
+    snprintf(line, sizeof(line), "%s %016" PRIx64 " %.*s %d %d %d %d %d %u %d %a %a %a %a", xlstm_version(),
+             i->fingerprint, name, i->backend, i->weights.dtype, i->activations.dtype, i->kernel.dtype, i->state.dtype,
+             i->norm_float32.on, i->chunk_size, i->tied, (double)i->norm_eps, (double)i->cell_eps,
+             (double)i->gate_soft_cap, (double)i->logit_soft_cap);
     return xl_hash(line, strlen(line), 0);
 }
 

@@ -290,6 +290,13 @@ static void test_folder_outlives_the_process(void **unused)
     assert_int_equal(read_both(c, model, text, 200), 0);
     xlstm_prefix_cache_free(c);
     xlstm_model_free(model);
+    const char *const eps[] = {"norm_eps=1e-3"};
+    const xlstm_model_options changed = {.backend = "reference", .bos = XLSTM_ON, .set = eps, .n_set = 1};
+    OK(xlstm_model_open(&model, weights, &changed, &err));
+    c = cache_of(model, &options);
+    assert_int_equal(stats_of(c).disk_entries, 0);
+    xlstm_prefix_cache_free(c);
+    xlstm_model_free(model);
     fx_remove_tree(folder);
     fx_remove_tree(weights);
 }
