@@ -252,7 +252,7 @@ static int save(ingestion *in, bool done)
     json_t *name = json_string(base ? base + 1 : in->name); /* NULL if that is no UTF-8 */
     char *quoted = name ? json_dumps(name, JSON_ENCODE_ANY | JSON_ENSURE_ASCII) : NULL;
     if (quoted && strlen(quoted) < sizeof path)
-        strcpy(path, quoted);
+        memcpy(path, quoted, strlen(quoted) + 1);
     free(quoted);
     json_decref(name);
     snprintf(note, sizeof note,

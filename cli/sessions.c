@@ -404,11 +404,11 @@ static int run(const void *options, char **arguments, size_t n)
     const char *names[COUNT_OF(actions)];
     for (size_t i = 0; i < COUNT_OF(actions); i++) {
         names[i] = actions[i].name;
-        if (n == 0 || strcmp(arguments[0], names[i]))
+        if (n == 0 || strcmp(arguments[0], names[i]) != 0)
             continue;
         if (n - 1 < actions[i].least || n - 1 > actions[i].most)
             return fail_usage("usage: xlstm session %s %s", actions[i].name, actions[i].arguments);
-        xlstm_store *store;
+        xlstm_store *store = NULL;
         int status = open_store(&store, options);
         if (status)
             return status;

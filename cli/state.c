@@ -249,7 +249,7 @@ static int mix(const state_options *o, char **files, size_t n)
 {
     size_t count = n - 1, loaded = 0;
     double *weights = must(calloc(count, sizeof *weights));
-    xlstm_state **states = must(calloc(count, sizeof *states)), *out = NULL;
+    xlstm_state **states = must(calloc(count, sizeof(xlstm_state *))), *out = NULL;
     xlstm_error err = {0};
     int status = parse_weights(weights, count, o->weights);
     while (status == EXIT_OK && loaded < count) {
@@ -311,7 +311,7 @@ static int run(const void *options, char **arguments, size_t n)
     const char *names[COUNT_OF(actions)];
     for (size_t i = 0; i < COUNT_OF(actions); i++) {
         names[i] = actions[i].name;
-        if (n == 0 || strcmp(arguments[0], names[i]))
+        if (n == 0 || strcmp(arguments[0], names[i]) != 0)
             continue;
         if (n - 1 < actions[i].least || n - 1 > actions[i].most)
             return fail_usage("usage: xlstm state %s %s", actions[i].name, actions[i].arguments);
