@@ -64,6 +64,7 @@ static void add(series *s, double since)
 
 static double at(series *s, double part)
 {
+    MK_CHECK(s->seconds != NULL);
     qsort(s->seconds, s->n, sizeof(double), by_value);
     return s->seconds[(size_t)((double)(s->n - 1) * part)];
 }
@@ -215,7 +216,7 @@ static void bench_store(const char *folder, const mk_model *shape, size_t n, siz
     xlstm_state_get_info(state, &info);
     uint64_t *ids = malloc(n * sizeof(*ids)), seed = 5;
     uint8_t *buffer = xl_alloc(info.file_bytes, NULL);
-    MK_CHECK(ids != NULL && buffer != NULL);
+    MK_CHECK(ids != NULL && buffer != NULL && info.file_bytes > 0);
     enum { RAW, RESUME, VERIFIED, RAW_COLD, RESUME_COLD, CREATE, FORK, N };
     series all[N] = {[RAW] = {.name = "open() and read() of the state file, cached"},
                      [RESUME] = {.name = "resume, cached"},
@@ -235,6 +236,7 @@ static void bench_store(const char *folder, const mk_model *shape, size_t n, siz
         size_t which = mk_next(&seed) % n;
         uint64_t id = ids[which];
         const char *path = paths[which];
+        MK_CHECK(path != NULL);
         for (int cold = 0; cold < 2; cold++) {
             for (int kind = 0; kind < 3 - cold; kind++) {
                 int file = open(path, O_RDONLY | O_CLOEXEC);

@@ -245,6 +245,7 @@ static char **files_below(const char *folder, size_t *n)
         if (d->d_name[0] != '.') inner = xl_join(folder, d->d_name, NULL);
     }
     closedir(dir);
+    MK_CHECK(inner != NULL);
     dir = opendir(inner);
     for (struct dirent *d; (d = readdir(dir)) != NULL;) {
         if (d->d_name[0] == '.') continue;

@@ -115,7 +115,8 @@ static void *fork_and_decode(void *arg)
         f->good = xlstm_session_fork(&s, f->source, NULL) == XLSTM_OK;
         for (int32_t i = 0; f->good && i < 4; i++) f->good = xlstm_decode(s, f->first + i, NULL) == XLSTM_OK;
         if (f->good && round == 0) memcpy(f->logits, xlstm_session_logits(s), sizeof(f->logits));
-        f->good = f->good && memcmp(f->logits, xlstm_session_logits(s), sizeof(f->logits)) == 0;
+        const void *now = f->good ? xlstm_session_logits(s) : NULL; /* bit by bit */
+        f->good = now != NULL && memcmp((const void *)f->logits, now, sizeof(f->logits)) == 0;
         xlstm_session_free(s);
     }
     return NULL;
