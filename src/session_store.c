@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { VERSION = 1, BLOB_DIGITS = 16, BUSY_MS = 60000, RETRIES = 5, TOUCH_SECONDS = 60, TOUCHED = 64 };
+enum { VERSION = 1, BLOB_DIGITS = 16, BUSY_MS = 60000, RETRIES = 20, TOUCH_SECONDS = 60, TOUCHED = 64 };
 #define TOUCH_DELAY 5.0 /* seconds */
 
 struct xlstm_store {
@@ -524,16 +524,17 @@ int xlstm_store_load(xlstm_state **out, xlstm_store *s, xlstm_model *model, uint
     *out = NULL;
     int result = XLSTM_OK;
     int64_t used = 0;
-    /* Between the look-up and the opening, a writer may have put another file in its place. */
+    /* Between the look-up and the opening, a writer may have put another file in its place; the next look-up finds it. */
+    xlstm_error why = {0};
     for (int attempt = 0; attempt < RETRIES; attempt++) {
         char *path;
         result = look_up(s, id, &path, &used, err);
         if (result != XLSTM_OK) return result;
-        bool there = access(path, R_OK) == 0;
-        result = xlstm_state_load(out, model, path, verify, err);
+        result = xlstm_state_load(out, model, path, verify, &why);
         xl_release(path);
-        if (result == XLSTM_OK || there) break;
+        if (result != XLSTM_E_IO) break;
     }
+    if (result != XLSTM_OK && err != NULL) *err = why;
     if (result == XLSTM_OK) touch(s, id, used);
     return result;
 }
