@@ -14,7 +14,7 @@ typedef struct chat_options {
     sampling_options sampling;
     model_options model;
     uint64_t max_tokens;
-    const char *system, *chat_template, *user_prefix, *assistant_prefix, *state_in;
+    const char *system, *chat_template, *user_prefix, *assistant_prefix, *state_in, *prefix_cache;
     bool escape, no_history, stats;
 } chat_options;
 
@@ -29,6 +29,9 @@ static const option_row rows[] = {
     {"assistant-prefix", 0, OPTION_TEXT, FIELD(assistant_prefix), "TEXT",
      "what stands before the answer without a template", "Assistant:", NULL, 0, 0},
     {"state-in", 0, OPTION_TEXT, FIELD(state_in), "FILE", "go on with a saved conversation", NULL, NULL, 0, 0},
+    {"prefix-cache", 0, OPTION_TEXT, FIELD(prefix_cache), "FOLDER",
+     "keep states of first turns here; one that begins alike, a long system text say, reads only the rest", NULL, NULL, 0,
+     0},
     {"escape", 0, OPTION_FLAG, FIELD(escape), NULL, "interpret \\n and the like in the texts above and in --stop", NULL,
      NULL, 0, 0},
     {"no-history", 0, OPTION_FLAG, FIELD(no_history), NULL, "do not keep typed lines in the history file", NULL, NULL, 0,
@@ -36,9 +39,8 @@ static const option_row rows[] = {
     {"stats", 0, OPTION_FLAG, FIELD(stats), NULL, "timings on standard error after every answer", NULL, NULL, 0, 0},
 };
 
-/* What /undo needs to take a turn back. */
+/* What /undo needs to take a turn back, besides the state before it. */
 typedef struct turn {
-    xlstm_state *before;
     size_t history; /* ids read before the turn */
     uint64_t count; /* turns before it */
     char *words;    /* what the user said, for /regenerate */
@@ -50,7 +52,8 @@ typedef struct conversation {
     xlstm_session *session;
     id_list history;  /* ids read since the start or the last load, for the penalties */
     uint64_t n_turns; /* 0: the next one is the first */
-    turn *undo;       /* oldest first */
+    xlstm_history *borders; /* states between turns; the newest is where the session stands */
+    turn *undo;             /* the turns between them, oldest first */
     size_t n_undo;
 } conversation;
 
@@ -63,7 +66,7 @@ typedef struct chat {
     line_reader *reader;
     conversation *conversations;
     size_t n, current;
-    size_t most_undo;
+    xlstm_prefix_cache *cache; /* NULL: none */
     uint64_t n_answers; /* shifts the seed, so that answers differ */
     counters last;
     bool failed, leave;
@@ -94,17 +97,40 @@ static void chat_failed(chat *c, const xlstm_error *err)
 
 /* ---- conversations ---------------------------------------------------------------------------------------------- */
 
-static void turn_free(turn *t)
+/* Memory for the states that /undo goes back to, in each conversation. */
+enum { UNDO_BYTES = 2000000000 };
+
+static void forget_turns(conversation *v, size_t n)
 {
-    xlstm_state_free(t->before);
-    free(t->words);
+    for (size_t i = 0; i < n; i++)
+        free(v->undo[i].words);
+    v->n_undo -= n;
+    memmove(v->undo, v->undo + n, v->n_undo * sizeof *v->undo);
 }
 
-static void forget_undo(conversation *v)
+/* The session stands between two turns: remembers it. Turns whose beginning fell out of the budget are forgotten. */
+static void mark_border(chat *c, conversation *v)
 {
-    for (size_t i = 0; i < v->n_undo; i++)
-        turn_free(&v->undo[i]);
-    v->n_undo = 0;
+    xlstm_error err = {0};
+    if (xlstm_history_push(v->borders, v->session, &err)) {
+        chat_failed(c, &err);
+        return;
+    }
+    const size_t kept = xlstm_history_count(v->borders) - 1;
+    if (v->n_undo > kept)
+        forget_turns(v, v->n_undo - kept);
+}
+
+/* Nothing before this moment can be undone. */
+static void forget_undo(chat *c, conversation *v)
+{
+    xlstm_error err = {0};
+    forget_turns(v, v->n_undo);
+    xlstm_history_free(v->borders);
+    if (xlstm_history_new(&v->borders, UNDO_BYTES, &err))
+        chat_failed(c, &err);
+    else
+        mark_border(c, v);
 }
 
 /* Takes over the session. */
@@ -112,12 +138,14 @@ static conversation *add_conversation(chat *c, const char *name, xlstm_session *
 {
     c->conversations = must(realloc(c->conversations, (c->n + 1) * sizeof *c->conversations));
     c->conversations[c->n] = (conversation){.name = must(strdup(name)), .session = session};
+    forget_undo(c, &c->conversations[c->n]);
     return &c->conversations[c->n++];
 }
 
 static void conversation_free(conversation *v)
 {
-    forget_undo(v);
+    forget_turns(v, v->n_undo);
+    xlstm_history_free(v->borders);
     free(v->undo);
     free(v->history.ids);
     free(v->name);
@@ -156,7 +184,10 @@ static int answer(chat *c, const id_list *ids)
     conversation *v = talk(c);
     xlstm_error err = {0};
     c->last = (counters){0};
-    int status = read_ids(v->session, ids->ids, ids->n, &c->last, &c->o->model);
+    size_t reused = 0;
+    int status = c->cache && xlstm_session_position(v->session) == 0
+                     ? read_cached(c->cache, v->session, ids, &reused, &c->last, &c->o->model)
+                     : read_ids(v->session, ids->ids, ids->n, &c->last, &c->o->model);
     if (status)
         return status;
     for (size_t i = 0; i < ids->n; i++)
@@ -190,19 +221,22 @@ static int answer(chat *c, const id_list *ids)
     return status;
 }
 
-/* Takes back the last turn; the caller has checked that there is one. */
-static bool undo(chat *c)
+/* Puts the conversation `back` borders before the newest: 0 takes back a turn under way, 1 the last complete one. */
+static bool go_back(chat *c, size_t back)
 {
     conversation *v = talk(c);
-    turn *t = &v->undo[--v->n_undo];
     xlstm_error err = {0};
-    bool ok = !xlstm_state_restore(v->session, t->before, &err);
-    if (!ok)
+    if (xlstm_history_restore(v->borders, v->session, back, &err)) {
         chat_failed(c, &err);
-    v->history.n = t->history;
-    v->n_turns = t->count;
-    turn_free(t);
-    return ok;
+        return false;
+    }
+    if (back > 0) {
+        turn *t = &v->undo[--v->n_undo];
+        v->history.n = t->history;
+        v->n_turns = t->count;
+        free(t->words);
+    }
+    return true;
 }
 
 static void say(chat *c, const char *words)
@@ -212,31 +246,26 @@ static void say(chat *c, const char *words)
     int32_t *encoded = NULL;
     id_list ids = {0};
     xlstm_error err = {0};
-    turn t = {.history = v->history.n, .count = v->n_turns, .words = must(strdup(words))};
+    const size_t read_before = v->history.n;
     if (turn_text(&text, &c->style, words, v->n_turns == 0)) {
         c->failed = true;
-        turn_free(&t);
-    } else if (xlstm_tokenizer_encode(&encoded, &ids.n, c->tokenizer, text.data, text.size, 0, &err) ||
-               xlstm_state_snapshot(&t.before, v->session, &err)) {
+    } else if (xlstm_tokenizer_encode(&encoded, &ids.n, c->tokenizer, text.data, text.size, 0, &err)) {
         chat_failed(c, &err);
-        turn_free(&t);
     } else {
-        if (v->n_undo == c->most_undo) {
-            turn_free(&v->undo[0]);
-            memmove(v->undo, v->undo + 1, --v->n_undo * sizeof *v->undo);
-        }
-        v->undo = must(realloc(v->undo, (v->n_undo + 1) * sizeof *v->undo));
-        v->undo[v->n_undo++] = t;
         ids.ids = encoded;
-        int status = answer(c, &ids);
-        v->n_turns++;
+        const int status = answer(c, &ids);
         if (status) { /* nothing of this turn remains, least of all a poisoned state */
             c->failed = c->failed || status == EXIT_RUNTIME;
             interrupt_clear();
-            undo(c);
+            v->history.n = read_before;
+            go_back(c, 0);
             remark("(the turn was taken back)");
-        } else if (c->o->stats) {
-            print_stats(&c->last, c->model);
+        } else {
+            v->undo = must(realloc(v->undo, (v->n_undo + 1) * sizeof *v->undo));
+            v->undo[v->n_undo++] = (turn){.history = read_before, .count = v->n_turns++, .words = must(strdup(words))};
+            mark_border(c, v);
+            if (c->o->stats)
+                print_stats(&c->last, c->model);
         }
     }
     xlstm_free(encoded);
@@ -253,7 +282,7 @@ static void load_state(chat *c, const char *path)
     if (xlstm_state_load(&state, c->model, path, true, &err) || xlstm_state_restore(v->session, state, &err)) {
         chat_failed(c, &err);
     } else {
-        forget_undo(v);
+        forget_undo(c, v);
         v->history.n = 0;
         v->n_turns = xlstm_session_position(v->session) > 0;
         remark("(%s: %llu tokens read)", path, (unsigned long long)xlstm_session_position(v->session));
@@ -324,7 +353,7 @@ static void do_undo(chat *c, const char *unused)
     (void)unused;
     if (talk(c)->n_undo == 0)
         remark("(nothing to undo)");
-    else if (undo(c))
+    else if (go_back(c, 1))
         remark("(the last turn is forgotten)");
 }
 
@@ -337,7 +366,7 @@ static void do_regenerate(chat *c, const char *unused)
         return;
     }
     char *words = must(strdup(v->undo[v->n_undo - 1].words));
-    if (undo(c))
+    if (go_back(c, 1))
         say(c, words);
     free(words);
 }
@@ -349,7 +378,7 @@ static void do_reset(chat *c, const char *unused)
     xlstm_error err = {0};
     if (xlstm_session_reset(v->session, &err))
         chat_failed(c, &err);
-    forget_undo(v);
+    forget_undo(c, v);
     v->history.n = 0;
     v->n_turns = 0;
     remark("(everything is forgotten)");
@@ -503,8 +532,9 @@ static int open_chat(chat *c)
     if (xlstm_session_new(&session, c->model, &err))
         return fail_error(&err);
     add_conversation(c, "main", session);
-    uint64_t budget = 2000000000, size = xlstm_model_get_info(c->model)->state_bytes + 1;
-    c->most_undo = budget / size < 1 ? 1 : budget / size > 1000 ? 1000 : (size_t)(budget / size);
+    const xlstm_prefix_cache_options cache = {.folder = c->o->prefix_cache};
+    if (cache.folder && xlstm_prefix_cache_new(&c->cache, c->model, &cache, &err))
+        return fail_error(&err);
     if (c->o->state_in)
         load_state(c, c->o->state_in);
     return c->failed ? EXIT_RUNTIME : EXIT_OK;
@@ -542,6 +572,7 @@ static int run(const void *options, char **arguments, size_t n)
     for (size_t i = 0; i < c.n; i++)
         conversation_free(&c.conversations[i]);
     free(c.conversations);
+    xlstm_prefix_cache_free(c.cache);
     xlstm_model_free(c.model);
     for (size_t i = 0; i < c.sampling.stop.n; i++)
         free(c.sampling.stop.items[i]);

@@ -215,31 +215,15 @@ static int rewind_session(generation *g)
     return code ? fail_error(&err) : EXIT_OK;
 }
 
-/* Takes up the longest beginning of the prompt that was read before, and leaves states behind for the next. */
-static int read_through_cache(generation *g, const prompt *p, counters *c)
-{
-    const int32_t *ids = p->ids.ids;
-    size_t n = p->ids.n, done = 0, piece;
-    xlstm_error err = {0};
-    if (xlstm_prefix_cache_restore(g->cache, g->session, ids, n, &done, &err))
-        return fail_error(&err);
-    if (g->o->stats)
-        fprintf(stderr, "%-9s %6zu of %zu prompt tokens were read before\n", "cache", done, n);
-    while ((piece = xlstm_prefix_cache_piece(g->cache, ids, n, done)) > 0) {
-        int status = read_ids(g->session, ids + done, piece, c, &g->o->model);
-        if (status)
-            return status;
-        done += piece;
-        if (xlstm_prefix_cache_put(g->cache, g->session, ids, n, &err))
-            return fail_error(&err);
-    }
-    return EXIT_OK;
-}
-
 static int read_prompt(generation *g, const prompt *p, counters *c)
 {
-    if (p->ids.n > 0 && g->cache)
-        return read_through_cache(g, p, c);
+    if (p->ids.n > 0 && g->cache) {
+        size_t reused = 0;
+        const int status = read_cached(g->cache, g->session, &p->ids, &reused, c, &g->o->model);
+        if (g->o->stats)
+            fprintf(stderr, "%-9s %6zu of %zu prompt tokens were read before\n", "cache", reused, p->ids.n);
+        return status;
+    }
     if (p->ids.n > 0)
         return read_ids(g->session, p->ids.ids, p->ids.n, c, &g->o->model);
     if (g->start)

@@ -153,6 +153,25 @@ int read_ids(xlstm_session *session, const int32_t *ids, size_t n, counters *c, 
     return status;
 }
 
+int read_cached(xlstm_prefix_cache *cache, xlstm_session *session, const id_list *ids, size_t *reused, counters *c,
+                const model_options *options)
+{
+    size_t done = 0, piece;
+    xlstm_error err = {0};
+    if (xlstm_prefix_cache_restore(cache, session, ids->ids, ids->n, &done, &err))
+        return fail_error(&err);
+    *reused = done;
+    while ((piece = xlstm_prefix_cache_piece(cache, ids->ids, ids->n, done)) > 0) {
+        const int status = read_ids(session, ids->ids + done, piece, c, options);
+        if (status)
+            return status;
+        done += piece;
+        if (xlstm_prefix_cache_put(cache, session, ids->ids, ids->n, &err))
+            return fail_error(&err);
+    }
+    return EXIT_OK;
+}
+
 void explain_fault(const xlstm_session *session, const xlstm_state *start, const int32_t *ids, size_t n)
 {
     xlstm_state *none;

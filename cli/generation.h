@@ -45,6 +45,10 @@ size_t tokens_to_border(const xlstm_session *session, int32_t next_id, size_t n,
  * that Ctrl-C is noticed between them. EXIT_OK, EXIT_INTERRUPTED without a message, or EXIT_RUNTIME after one.
  */
 int read_ids(xlstm_session *session, const int32_t *ids, size_t n, counters *c, const model_options *options);
+/* The same for a text that begins afresh, in any session: takes up its longest beginning that was read before (*reused
+ * tokens), reads the rest and leaves states behind for the next. */
+int read_cached(xlstm_prefix_cache *cache, xlstm_session *session, const id_list *ids, size_t *reused, counters *c,
+                const model_options *options);
 
 /* If the session is poisoned by a non-finite value: replays `ids` from `start` (NULL: fresh) and says on standard error
  * where the value came from. */

@@ -48,6 +48,7 @@ _xlstm()
     chat:--user-prefix) :; return ;;
     chat:--assistant-prefix) :; return ;;
     chat:--state-in) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
+    chat:--prefix-cache) :; return ;;
     chat:--temperature) :; return ;;
     chat:--top-k) :; return ;;
     chat:--top-p) :; return ;;
@@ -242,7 +243,7 @@ _xlstm()
     esac
     case $command in
     generate) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --max-tokens --samples --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --output --no-echo --stats --info --show-wiring --wiring-style --interactive --state-in --state-out --prefix-cache --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    chat) COMPREPLY=($(compgen -W '--help --max-tokens --system --chat-template --user-prefix --assistant-prefix --state-in --escape --no-history --stats --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    chat) COMPREPLY=($(compgen -W '--help --max-tokens --system --chat-template --user-prefix --assistant-prefix --state-in --prefix-cache --escape --no-history --stats --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     info) COMPREPLY=($(compgen -W '--help --json --wiring --wiring-style --tensors --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     logits) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --all --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     tokenize) COMPREPLY=($(compgen -W '--help --model --prompt --decode --json --jsonl --special --literal --skip-special' -- "$word")) ;;

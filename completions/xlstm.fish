@@ -65,6 +65,7 @@ complete -c xlstm -n '__fish_seen_subcommand_from chat' -l chat-template -r -F -
 complete -c xlstm -n '__fish_seen_subcommand_from chat' -l user-prefix -x -d 'what stands before your words without a template'
 complete -c xlstm -n '__fish_seen_subcommand_from chat' -l assistant-prefix -x -d 'what stands before the answer without a template'
 complete -c xlstm -n '__fish_seen_subcommand_from chat' -l state-in -r -F -d 'go on with a saved conversation'
+complete -c xlstm -n '__fish_seen_subcommand_from chat' -l prefix-cache -x -d 'keep states of first turns here'
 complete -c xlstm -n '__fish_seen_subcommand_from chat' -l escape -d 'interpret \\n and the like in the texts above and in --stop'
 complete -c xlstm -n '__fish_seen_subcommand_from chat' -l no-history -d 'do not keep typed lines in the history file'
 complete -c xlstm -n '__fish_seen_subcommand_from chat' -l stats -d 'timings on standard error after every answer'

@@ -83,6 +83,7 @@ _xlstm() {
             --user-prefix'=[what stands before your words without a template]:TEXT: ' \
             --assistant-prefix'=[what stands before the answer without a template]:TEXT: ' \
             --state-in'=[go on with a saved conversation]:FILE:_files' \
+            --prefix-cache'=[keep states of first turns here]:FOLDER: ' \
             --escape'[interpret \n and the like in the texts above and in --stop]' \
             --no-history'[do not keep typed lines in the history file]' \
             --stats'[timings on standard error after every answer]' \

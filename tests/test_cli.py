@@ -499,6 +499,22 @@ class Chat(Case):
         self.assertIn(f"main: {counts[0]} tokens", info)
         self.assertIn(f"main: {counts[0]} tokens", self.talk("/list", more=["--state-in", state])[1])
 
+    def test_first_turns_come_from_the_prefix_cache(self):
+        folder = self.path("cache")
+        plain = self.talk("Hello there, dear bear", more=["--temperature", "0"])[0]
+        for read in (True, False):  # the second time the whole turn was read before
+            out, err = self.talk("Hello there, dear bear", more=["--temperature", "0", "--stats", "--prefix-cache", folder])
+            self.assertEqual(out, plain)
+            tokens = int(re.search(r"prompt\s+(\d+) tokens", err)[1])
+            self.assertEqual(tokens > 0, read)
+
+    def test_undo_reaches_back_over_several_turns(self):
+        out, err = self.talk("One", "/list", "Two", "/list", "Three", "/undo", "/list", "/undo", "/list", "/undo", "/list",
+                             "/undo")
+        counts = [int(n) for n in re.findall(r"main: (\d+) tokens", err)]
+        self.assertEqual(counts, [counts[0], counts[1], counts[1], counts[0], 0])
+        self.assertIn("nothing to undo", err)
+
     def test_turns_go_on_from_the_state(self):
         """A second turn is the same after a fork, and after a turn that was taken back."""
         first = self.talk("Hello", more=["--temperature", "0"])[0]
