@@ -1,6 +1,7 @@
 """The program as its users meet it: every command of the contract, run as a process. Needs only Python's library."""
 
 import json
+import math
 import os
 import pty
 import re
@@ -474,6 +475,95 @@ class Info(Case):
         drawing = self.ok("info", "--wiring", "--wiring-style", "ascii")
         self.assertTrue(drawing.isascii())
         self.assertFalse(self.ok("info", "--wiring").isascii())
+
+
+class Numbers(Case):
+    """perplexity, trace, diagnose and bench: what they print must hold together."""
+    IDS = "5,77,300,12,9,1000,42,8,8,64,200,31"
+
+    def test_perplexity_agrees_with_logits(self):
+        got = json.loads(self.ok("perplexity", "--prompt-ids", self.IDS, "--json"))
+        ids = [int(x) for x in self.IDS.split(",")]
+        rows = json.loads(self.ok("logits", "--prompt-ids", "0," + self.IDS, "--all"))["logits"]
+        total = 0.0
+        for row, target in zip(rows, ids):  # row of BOS predicts the first token
+            top = max(row)
+            total += top + math.log(sum(math.exp(x - top) for x in row)) - row[target]
+        self.assertEqual(got["tokens"], len(ids))
+        self.assertAlmostEqual(got["nll"], total / len(ids), places=5)
+        self.assertAlmostEqual(got["ppl"] / math.exp(got["nll"]), 1, places=7)
+        off = json.loads(self.ok("perplexity", "--prompt-ids", self.IDS, "--bos", "off", "--json"))
+        self.assertEqual(off["tokens"], len(ids) - 1)  # nothing predicts the first one
+
+    def test_windows_score_every_token_once(self):
+        for window, stride in ((5, 5), (6, 2), (100, 100)):
+            got = json.loads(self.ok("perplexity", "--prompt-ids", self.IDS, "--window", window, "--stride", stride, "--json"))
+            self.assertEqual(got["tokens"], 12)
+        status, _, err = run("perplexity", "--prompt-ids", self.IDS, "--window", 4, "--stride", 5)
+        self.assertEqual(status, 2, err)
+
+    def test_kl_to_itself_is_nothing_and_to_another_precision_little(self):
+        base = self.path("base")
+        plain = json.loads(self.ok("perplexity", "--prompt-ids", self.IDS, "--kl-base", base, "--json"))
+        same = json.loads(self.ok("perplexity", "--prompt-ids", self.IDS, "--kl", base, "--json"))
+        self.assertLess(same["kl"]["max"], 1e-12)
+        self.assertEqual(same["top1_agreement"], 1)
+        self.assertAlmostEqual(same["base_nll"], plain["nll"], places=9)
+        other = json.loads(self.ok("perplexity", "--prompt-ids", self.IDS, "--dtype", "bfloat16", "--kl", base, "--json"))
+        self.assertTrue(1e-8 < other["kl"]["mean"] < 0.05)
+        self.assertLessEqual(other["kl"]["median"], other["kl"]["p99"])
+        for wrong in ("5,77,300", self.IDS.replace("300", "301")):
+            status, _, err = run("perplexity", "--prompt-ids", wrong, "--kl", base)
+            self.assertEqual(status, 1)
+            self.assertIn(b"same text", err)
+        with open(base, "r+b") as f:
+            f.truncate(os.path.getsize(base) - 1)
+        self.assertEqual(run("perplexity", "--prompt-ids", self.IDS, "--kl", base)[0], 1)
+
+    def test_trace_lists_every_stage(self):
+        folder = self.path("dump")
+        os.mkdir(folder)
+        rows = json.loads(self.ok("trace", "--prompt-ids", "0,5,9", "--json", "--dump", folder))
+        self.assertEqual([r["stage"] for r in rows if r["block"] == 9][:4], ["x_in", "norm_mlstm", "q", "k"])
+        self.assertEqual(len(rows), 10 * 20 + 2)
+        self.assertTrue(all(r["nan"] == 0 and r["inf"] == 0 and r["min"] <= r["mean"] <= r["max"] for r in rows))
+        q = next(r for r in rows if r["block"] == 3 and r["stage"] == "q")
+        self.assertEqual(q["count"], 3 * 128)
+        data = read(os.path.join(folder, "003.q.npy"))
+        self.assertIn(b"(3, 128)", data[:128])
+        values = struct.unpack("<384f", data[128:])
+        self.assertAlmostEqual(min(values), q["min"], places=5)
+
+    def test_diagnose_gives_a_verdict(self):
+        verdicts = json.loads(self.ok("diagnose", "--json"))
+        self.assertFalse([v for v in verdicts if v["verdict"] == "FAIL"])
+        self.assertTrue({"file", "shapes", "weights", "dummy ids", "real text", "step = chunk", "oracle", "tokenizer", "BOS",
+                         "EOS"} <= {v["check"] for v in verdicts})
+        bad = self.path("bad")
+        shutil.copytree(MODEL, bad)
+        name = os.path.join(bad, "model-00002-of-00003.safetensors")
+        os.chmod(name, 0o644)
+        with open(name, "r+b") as f:
+            size = struct.unpack("<Q", f.read(8))[0]
+            header = json.loads(f.read(size))
+            tensor = "backbone.blocks.7.mlstm_layer.v.weight"
+            f.seek(8 + size + header[tensor]["data_offsets"][0] + 2 * 256 * 70)
+            f.write(struct.pack("<H", 0x7FC0))
+        status, out, _ = run("diagnose", "-m", bad, "--json")
+        self.assertEqual(status, 1)
+        text = " ".join(v["detail"] for v in json.loads(out) if v["verdict"] == "FAIL")
+        self.assertIn(tensor + "[70][0] is not finite", text)
+        self.assertIn("block 7, stage v, head 1, channel 6", text)
+        status, _, err = run("generate", "-m", bad, "-p", "Hello")
+        self.assertEqual(status, 1)
+        self.assertIn(b"stage v", err)
+
+    def test_bench_reports_shares(self):
+        got = json.loads(self.ok("bench", "-r", 1, "-b", "1,2", "--prompt-lengths", "64", "-n", 2, "--json"))
+        self.assertEqual([(r["test"], r["batch"]) for r in got["results"]], [("decode", 1), ("decode", 2), ("prefill", 1)])
+        self.assertTrue(all(r["tokens_per_second"] > 0 and r["share"] > 0 for r in got["results"]))
+        again = json.loads(self.ok("bench", "-r", 1, "-b", "1,2", "--prompt-lengths", "64", "-n", 2, "--threads", 1, "--json"))
+        self.assertEqual([r["logits_hash"] for r in got["results"]], [r["logits_hash"] for r in again["results"]])
 
 
 class Chat(Case):
