@@ -130,20 +130,20 @@ static void test_bad_state_is_named(void **state)
     assert_int_equal(xlstm_session_new(&s, m, NULL), XLSTM_OK);
     assert_int_equal(xlstm_prefill(s, tokens, 40, NULL), XLSTM_OK);
     for (int part = 0; part < 3; part++) {
-        for (int v = 0; v < 2; v++) {
+        for (int v = 0; v < (part == 0 ? 3 : 2); v++) { /* the third overflows on its way to the norm */
             xlstm_state *bad;
             assert_int_equal(xlstm_state_snapshot(&bad, s, NULL), XLSTM_OK);
             size_t at = part == 0   ? xl_state_c_offset(&bad->layout, 3, 2) + 5 * bad->layout.c_row_bytes
                         : part == 1 ? xl_state_n_offset(&bad->layout, 3, 2)
                                     : xl_state_m_offset(&bad->layout, 3, 2);
-            float value = v == 0 ? NAN : INFINITY;
+            float value = v == 0 ? NAN : v == 1 ? INFINITY : 3e38f;
             memcpy(bad->memory + at, &value, sizeof(value));
             xlstm_fault f = locate(m, bad);
             assert_true(f.found);
             assert_int_equal(f.block, 3);
             assert_int_equal(f.head, 2);
             assert_int_equal(f.position, 41);
-            if (part < 2) assert_string_equal(f.stage, part == 0 ? "C" : "n");
+            if (part < 2 && v < 2) assert_string_equal(f.stage, part == 0 ? "C" : "n");
             xlstm_state_free(bad);
         }
     }
