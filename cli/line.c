@@ -93,6 +93,8 @@ static int read_key(EditLine *edit, wchar_t *out)
         int n = read_character(r, &key);
         if (n <= 0)
             return n;
+        if (key == L'\0') /* a Ctrl-D from before the line editor listened arrives as this, and would fill the line */
+            continue;
         if (key == L'\033') { /* read on only while it may be a paste mark */
             const wchar_t *mark = r->pasting ? end : begin;
             int length = 1;
