@@ -58,7 +58,7 @@ clean:
 help:
 	@echo "make              build/xlstm, build/libxlstm.so, build/libxlstm.a"
 	@echo "make demo         build, then stream text from the model that ships   (PROMPT=...)"
-	@echo "make check        every test: unit, sanitizers, fuzz smoke, headers, layers, install, aarch64 under qemu"
+	@echo "make check        every test: unit, sanitizers, fuzz smoke, headers, layers, install, ARM kernels under qemu (FULL=1: all unit tests)"
 	@echo "make bench        prefill and decode speed of the built-in geometries"
 	@echo "make install      PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)"
 	@echo "make deps         install everything the above needs (apt), and Python packages for tests into .venv"
