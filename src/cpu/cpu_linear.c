@@ -263,7 +263,7 @@ void xl_cpu_linear(xl_backend *be, const xl_linear *group, uint32_t n, const xl_
     if (job.rows == 0) return;
     job.chunks = (job.rows + XL_CPU_MAX_ROWS - 1) / XL_CPU_MAX_ROWS;
     /* a few rows: the finest pieces; many: activations are read once for several panels */
-    job.side = job.rows > 2 * c->kernels.tile[XL_CPU_PACK_F32] ? XL_CPU_PANELS : 1;
+    job.side = job.rows > 8 * c->kernels.tile[XL_CPU_PACK_F32] ? XL_CPU_PANELS : 1;
     bool wanted[XL_CPU_PACKS] = {false};
     for (uint32_t i = 0; i < n; i++) {
         const xl_matrix *m = group[i].weight;
