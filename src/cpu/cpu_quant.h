@@ -127,7 +127,7 @@ INLINE void quant_dots(VI dot[QR][NV], const uint8_t *w, size_t row, const uint8
         UNROLL for (int v = 0; v < nv; v++) weights[v] = u_load(w + ((size_t)g * row + (size_t)v * VW) * 4);
         UNROLL for (int r = 0; r < mr; r++) {
             uint32_t four;
-            memcpy(&four, x + (g * mr + r) * 4, 4);
+            memcpy(&four, x + r * 32 + g * 4, 4);
             VU all = u_all(four);
             UNROLL for (int v = 0; v < nv; v++)
                 dot[r][v] = kind == QUANT_Q8 ? DOT4_Q8(dot[r][v], weights[v], all) : DOT4(dot[r][v], weights[v], all);
@@ -253,15 +253,13 @@ __attribute__((unused)) static void pack_q8(void *out, const float *x, size_t x_
     uint8_t *o = out;
     for (size_t k = 0; k < K; k += 32, o += 48 * rows)
         for (uint32_t r = 0; r < rows; r++) {
-            int8_t q[32];
             float step, sums[2];
-            quantise_32(q, &step, sums, x + r * x_row + k);
+            quantise_32((int8_t *)o + 16 * rows + 32 * r, &step, sums, x + r * x_row + k);
             float total = step * (sums[0] + sums[1]);
             int32_t less = -(int32_t)(sums[0] + sums[1]), first = -(int32_t)sums[0];
             memcpy(o + 4 * r, &step, 4);
             memcpy(o + 4 * rows + 4 * r, &total, 4);
             memcpy(o + 8 * rows + 4 * r, &less, 4);
             memcpy(o + 12 * rows + 4 * r, &first, 4);
-            for (uint32_t g = 0; g < 8; g++) memcpy(o + 16 * rows + (g * rows + r) * 4, q + 4 * g, 4);
         }
 }
