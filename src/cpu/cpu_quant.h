@@ -231,8 +231,7 @@ INLINE void quantise_32(int8_t *q, float *step, float sums[2], const float *x)
     VI top = {0};
     UNROLL for (int i = 0; i < 32 / VW; i++) {
         value[i] = v_load(x + i * VW);
-        VI magnitude = (VI)v_abs(value[i]);
-        top = (VI)v_select(magnitude > top, (V)magnitude, (V)top);
+        top = v_larger(top, value[i]);
     }
     float largest = v_largest(top);
     *step = largest / 127.0f;
@@ -241,7 +240,7 @@ INLINE void quantise_32(int8_t *q, float *step, float sums[2], const float *x)
         V level = v_nearest(value[i] * inverse);
         level = v_select(v_abs(level) <= 127.0f, level, v_all(0));
         sum[i * VW / 16] += level;
-        B b = v_to_i8(level);
+        B b = v_to_level(level);
         memcpy(q + i * VW, &b, sizeof b);
     }
     sums[0] = v_sum(sum[0]);

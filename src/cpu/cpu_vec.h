@@ -86,7 +86,13 @@ INLINE float v_sum(V v)
     return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
 }
 
-/* The largest magnitude a lane holds. As integers, magnitudes are in order too, with Inf and NaN above all numbers. */
+/* Lanes' largest magnitudes so far, and the largest of all. As integers, magnitudes are in order too, with Inf and NaN
+ * above all numbers. */
+INLINE VI v_larger(VI top, V v)
+{
+    VI magnitude = (VI)v_abs(v);
+    return (VI)v_select(magnitude > top, (V)magnitude, (V)top);
+}
 #define LARGER(a, b) ((((a) > (b)) & (a)) | (~((a) > (b)) & (b)))
 INLINE float v_largest(VI magnitudes)
 {
@@ -169,13 +175,12 @@ INLINE V v_load_u8(const void *p)
     return __builtin_convertvector((VI)__builtin_convertvector(__builtin_convertvector(u, H), VU), V);
 }
 
-/* Integers between -128 and 127. */
-INLINE B v_to_i8(V v) { return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(v, VI), S), B); }
-
 /* ---- functions -------------------------------------------------------------------------------------------------- */
 
 /* Nearest integer, for |x| < 2^22. */
 INLINE V v_nearest(V x) { return (x + 12582912.0f) - 12582912.0f; }
+/* The same as bytes, for |x| < 128: adding that number leaves the integer in the lowest bits. */
+INLINE B v_to_level(V x) { return __builtin_convertvector(__builtin_convertvector((VI)(x + 12582912.0f), S), B); }
 
 /* e^x within 2 ulp: x = n ln 2 + r, Taylor to degree 7 on |r| < 0.35, scaled in two steps so that subnormal results
  * and overflow come out right. NaN goes through. */
