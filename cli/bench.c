@@ -80,7 +80,7 @@ static yardsticks choose_yardsticks(const xlstm_model_info *i, bool repacked)
     const char *features = strchr(i->backend, '(');
     char set[32] = "";
     yardsticks y = {.kernel_passes = 1, .best = first_peak(block ? int8 : pairs ? bf16 : f32)};
-    if (strncmp(i->backend, "cpu", 3) || !features || sscanf(features, "(%31[a-z0-9]", set) != 1)
+    if (strncmp(i->backend, "cpu", 3) != 0 || !features || sscanf(features, "(%31[a-z0-9]", set) != 1)
         return y;
     const bool amx = strstr(features, "-amx"), dpbf16 = strstr(features, "-bf16"), vnni = strstr(features, "-vnni");
     const bool dotprod = strstr(features, "-dotprod"), narrow = i->activations.dtype == XLSTM_BF16;
