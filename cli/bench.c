@@ -69,6 +69,12 @@ static const char *first_peak(const char *const *names)
     return NULL;
 }
 
+/* Computes on this machine's processors, whose limits can be measured here. */
+static bool is_host(const char *backend)
+{
+    return strncmp(backend, "cpu", 3) == 0 || strncmp(backend, "ref", 3) == 0;
+}
+
 /* "cpu (avx512-bf16-vnni-amx, 16 threads)" says what kernels there are; src/cpu/cpu_backend.c which are for what. */
 static yardsticks choose_yardsticks(const xlstm_model_info *i, bool repacked)
 {
@@ -79,7 +85,9 @@ static yardsticks choose_yardsticks(const xlstm_model_info *i, bool repacked)
     const bool block = i->weights.dtype >= XLSTM_Q8_0, pairs = i->weights.dtype == XLSTM_BF16;
     const char *features = strchr(i->backend, '(');
     char set[32] = "";
-    yardsticks y = {.kernel_passes = 1, .best = first_peak(block ? int8 : pairs ? bf16 : f32)};
+    yardsticks y = {.kernel_passes = 1};
+    if (is_host(i->backend))
+        y.best = first_peak(block ? int8 : pairs ? bf16 : f32);
     if (strncmp(i->backend, "cpu", 3) != 0 || !features || sscanf(features, "(%31[a-z0-9]", set) != 1)
         return y;
     const bool amx = strstr(features, "-amx"), dpbf16 = strstr(features, "-bf16"), vnni = strstr(features, "-vnni");
@@ -457,12 +465,10 @@ static int measure_all(bench *b)
     return status;
 }
 
-/* The yardsticks of a backend that computes on this machine's processors. */
 static void make_machine(bench *b, uint32_t threads)
 {
-    const bool host = !strncmp(b->info->backend, "cpu", 3) || !strncmp(b->info->backend, "ref", 3);
     const bool given = b->o->limit_read > 0 && b->o->limit_peak > 0;
-    if (host && !given && !b->machine)
+    if (is_host(b->info->backend) && !given && !b->machine)
         b->machine = machine_new(threads);
     else if (b->machine)
         machine_set_threads(b->machine, threads);

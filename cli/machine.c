@@ -303,7 +303,8 @@ struct machine {
     uint32_t threads;
     uint8_t *mapped, *memory; /* memory: on a huge page's border */
     size_t mapped_bytes, pieces;
-    read_way ways[KEPT]; /* fastest first */
+    size_t ways[KEPT];   /* into read_ways; the fastest so far first */
+    size_t challenger;   /* the next to be tried beside them */
     /* the measurement that is going on */
     const read_way *way;    /* or */
     const peak_loop *loop;  /* or, both NULL, filling the memory */
@@ -388,7 +389,7 @@ static void choose_ways(machine *m)
         size_t top = 0;
         for (size_t w = 1; w < COUNT_OF(read_ways); w++)
             top = best[w] > best[top] ? w : top;
-        m->ways[k] = read_ways[top];
+        m->ways[k] = top;
         best[top] = 0;
     }
 }
@@ -465,20 +466,43 @@ const char *machine_cpu(void)
     return *name ? name : "unknown processor";
 }
 
+/* Neighbours may have spoilt the choice: each time another way is tried beside the chosen ones, and takes the place of
+ * the slowest if it was the fastest. */
 double machine_read_bandwidth(machine *m, double seconds)
 {
-    double most = 0;
+    double most = 0, least = 0;
+    int slowest = 0, fastest = 0;
     for (int k = 0; k < KEPT; k++) {
-        const double rate = read_rate(m, &m->ways[k], seconds / KEPT);
-        most = rate > most ? rate : most;
+        const double rate = read_rate(m, &read_ways[m->ways[k]], seconds / (KEPT + 1));
+        if (k == 0 || rate < least) {
+            least = rate;
+            slowest = k;
+        }
+        if (rate > most) {
+            most = rate;
+            fastest = k;
+        }
     }
+    size_t other = m->challenger;
+    for (int k = 0; k < KEPT; k++) /* passes by all that are chosen */
+        for (int j = 0; j < KEPT; j++)
+            other = m->ways[j] == other ? (other + 1) % COUNT_OF(read_ways) : other;
+    m->challenger = (other + 1) % COUNT_OF(read_ways);
+    const double rate = read_rate(m, &read_ways[other], seconds / (KEPT + 1));
+    if (rate > most) {
+        m->ways[fastest = slowest] = other;
+        most = rate;
+    }
+    const size_t first = m->ways[0];
+    m->ways[0] = m->ways[fastest];
+    m->ways[fastest] = first;
     return most;
 }
 
 const char *machine_read_way(const machine *m)
 {
     static char text[96];
-    const read_way *w = &m->ways[0];
+    const read_way *w = &read_ways[m->ways[0]];
     snprintf(text, sizeof text, "%u stream%s a thread", w->streams, w->streams > 1 ? "s" : "");
     const size_t n = strlen(text);
     if (w->ahead)

@@ -21,10 +21,10 @@ uint32_t machine_threads(const machine *m);
 /* Name of the processor. Static storage. */
 const char *machine_cpu(void);
 
-/* Bytes a second when all threads read, measured for about `seconds`: the best of a few ways of reading that were the
- * fastest of many when the machine was made. */
+/* Bytes a second when all threads read, measured for about `seconds`: the best of a few ways of reading that have been the
+ * fastest of many so far. */
 double machine_read_bandwidth(machine *m, double seconds);
-/* How the fastest one reads: "2 streams a thread, 4096 bytes ahead". Static storage. */
+/* How the fastest one reads: "2 streams a thread, fetched 4096 bytes ahead". Static storage. */
 const char *machine_read_way(const machine *m);
 
 /* Kinds of multiply-add that this processor has, by name: "avx512", "avx512-bf16", "amx-int8", ...; NULL past the last. */

@@ -426,7 +426,7 @@ static int give_name(xl_writer *w, xlstm_error *err)
     char link[64];
     snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
     for (unsigned attempt = 0; attempt < 100; attempt++) {
-        unsigned long long number = xl_hash(&w, sizeof(w), (uint64_t)(xl_now() * 1e9) + attempt);
+        unsigned long long number = xl_hash(w->path, strlen(w->path), (uint64_t)(xl_now() * 1e9) + attempt);
         w->temporary = xl_printf(err, "%s.%06llx", w->path, number & 0xffffff);
         if (w->temporary == NULL) return XLSTM_E_MEMORY;
         if (linkat(AT_FDCWD, link, AT_FDCWD, w->temporary, AT_SYMLINK_FOLLOW) == 0) return XLSTM_OK;
