@@ -534,7 +534,11 @@ bool machine_has_peak(const char *name)
 double machine_peak(machine *m, const char *name, double seconds)
 {
     m->loop = find_peak(name);
-    const double rate = m->loop ? run_all(m, seconds) * SLICE * m->loop->operations : 0;
+    double most = 0;
+    for (int half = 0; half < 2 && m->loop; half++) { /* the better of two */
+        const double rate = run_all(m, seconds / 2) * SLICE * m->loop->operations;
+        most = rate > most ? rate : most;
+    }
     m->loop = NULL;
-    return rate;
+    return most;
 }

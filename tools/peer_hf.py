@@ -111,29 +111,30 @@ def main():
 
     with torch.inference_mode():
         timed(lambda: read(64))  # a short prompt first: libraries choose and pack kernels at first use
-        rates = []
-        for _ in range(2):
-            if rates and late():
-                break
-            logits, seconds = timed(lambda: read(options.prompt))
-            rates.append(options.prompt / seconds)
-            say(test="prefill", length=options.prompt, tokens_per_second=round(rates[-1], 3), seconds=round(seconds, 4),
-                finite=bool(torch.isfinite(logits.float()).all()))
-        for batch in map(int, options.batches.split(",")):
+        batches = [int(n) for n in options.batches.split(",")]
+        for what in (batches[0], "prefill", *batches[1:]):
             if late():
-                say(note=f"no time for a batch of {batch}")
+                say(note=f"no time for {what}")
                 continue
-            out = model(ids(batch, 16), use_cache=True)
+            if what == "prefill":
+                for _ in range(2):
+                    logits, seconds = timed(lambda: read(options.prompt))
+                    say(test="prefill", length=options.prompt, tokens_per_second=round(options.prompt / seconds, 3),
+                        seconds=round(seconds, 4), finite=bool(torch.isfinite(logits.float()).all()))
+                    if late():
+                        break
+                continue
+            out = model(ids(what, 16), use_cache=True)
             cache, taken = getattr(out, argument), []
             for step in range(options.steps + 2):
-                out, seconds = timed(lambda: model(ids(batch, 1), **{argument: cache}, use_cache=True))
+                out, seconds = timed(lambda: model(ids(what, 1), **{argument: cache}, use_cache=True))
                 cache = getattr(out, argument)
-                if step >= 2:
+                if step >= 2:  # the first ones warm up
                     taken.append(seconds)
                 if late() and len(taken) >= 2:
                     break
             middle = statistics.median(taken)
-            say(test="decode", batch=batch, tokens_per_second=round(batch / middle, 4), seconds=round(middle, 5),
+            say(test="decode", batch=what, tokens_per_second=round(what / middle, 4), seconds=round(middle, 5),
                 steps=len(taken), fastest=round(min(taken), 5), slowest=round(max(taken), 5),
                 finite=bool(torch.isfinite(out.logits.float()).all()))
     say(note="done")
