@@ -45,7 +45,7 @@ def status_of(pid):
 
 def convert(options, kind, target):
     leader, follower = pty.openpty()
-    begun = time.monotonic()
+    begun, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = start(options, kind, target, follower)
     os.close(follower)
     peak, shown = {}, b""
@@ -57,13 +57,14 @@ def convert(options, kind, target):
                 shown = (shown + os.read(leader, 4096))[-4096:]
             except OSError:
                 pass
-    seconds = time.monotonic() - begun
+    seconds, after = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     os.close(leader)
     text = re.sub(rb"\x1b\[K", b"", shown).decode(errors="replace")
     if process.returncode:
         raise SystemExit(f"convert --type {kind} failed: {text[-500:]}")
     progress = re.findall(r"converting [^\r]*left", text)
-    return {"type": kind, "seconds": seconds, "bytes": os.path.getsize(target), "peak": peak,
+    return {"type": kind, "seconds": seconds, "processor": processor, "bytes": os.path.getsize(target), "peak": peak,
             "progress": progress[-1] if progress else ""}
 
 
@@ -90,8 +91,11 @@ def kills(options, kind, target):
 
 def shard_tensor(folder, name):
     """One float32 tensor of the checkpoint."""
-    with open(os.path.join(folder, "model.safetensors.index.json")) as file:
-        shard = os.path.join(folder, json.load(file)["weight_map"][name])
+    index, shard = os.path.join(folder, "model.safetensors.index.json"), "model.safetensors"
+    if os.path.exists(index):
+        with open(index) as file:
+            shard = json.load(file)["weight_map"][name]
+    shard = os.path.join(folder, shard)
     with open(shard, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(size))[name]
@@ -140,11 +144,11 @@ def main():
     options = parser.parse_args()
     target = os.path.abspath(options.target)
     print(f"{kills(options, options.types.split(',')[0], target)} kills: the old file stayed, nothing was left", flush=True)
-    print("| type | seconds | GB | peak resident, anonymous, mapped, GB | result |\n|---|--:|--:|---|---|")
+    print("| type | seconds | of processors | GB | peak resident, anonymous, mapped, GB | result |\n|---|--:|--:|--:|---|---|")
     for kind in options.types.split(","):
         r = convert(options, kind, target)
         peak = [r["peak"].get(k, 0) / 1e9 for k in ("VmHWM", "RssAnon", "RssFile")]
-        print(f"| {kind} | {r['seconds']:.0f} | {r['bytes'] / 1e9:.2f} | {peak[0]:.2f}, {peak[1]:.2f}, {peak[2]:.2f} | "
+        print(f"| {kind} | {r['seconds']:.0f} | {r['processor']:.0f} | {r['bytes'] / 1e9:.2f} | {peak[0]:.2f}, {peak[1]:.2f}, {peak[2]:.2f} | "
               f"{compare(options, target)}, {opens(options, target)} |", flush=True)
         print(f"last progress of {kind}: {r['progress']}", file=sys.stderr)
         if r["peak"].get("VmHWM", 0) > LIMIT:
