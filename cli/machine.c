@@ -179,14 +179,18 @@ static void f32_neon(uint64_t rounds)
         sink = vgetq_lane_f32(a[i], 0);
 }
 
-static void int8_dotprod(uint64_t rounds)
+__attribute__((target("arch=armv8.2-a+dotprod"))) static void int8_dotprod(uint64_t rounds)
 {
-    int32x4_t a[CHAINS], x = vld1q_s32((const int32_t *)(const void *)noise), y = x;
+    int32x4_t a[CHAINS];
+    int8x16_t x = vld1q_s8((const int8_t *)noise), y = x;
     for (int i = 0; i < CHAINS; i++)
         a[i] = vdupq_n_s32(i);
     for (; rounds > 0; rounds--) {
-        _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS; i++) /* for compilers that are not told of the extension */
-            __asm__ volatile(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(a[i]) : "w"(x), "w"(y));
+        _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS; i++)
+        {
+            a[i] = vdotq_s32(a[i], x, y);
+            __asm__ volatile("" : "+w"(x), "+w"(y), "+w"(a[i]));
+        }
     }
     for (int i = 0; i < CHAINS; i++)
         sink = (float)vgetq_lane_s32(a[i], 0);
