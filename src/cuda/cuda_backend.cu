@@ -1,5 +1,5 @@
 /*
- * cuda_backend.cu — the cuda backend's vtable: devices, memory, weights, states, and the pass. Operations are recorded;
+ * cuda_backend.cu — the cuda backend's vtable: devices, memory, weights, and the pass. Operations are recorded;
  * submit (or a read between them) runs them. A pass in which every run is one token is captured as a CUDA graph the
  * second time its shape is seen and replayed from then on: ids, runs and state addresses are in a table that is
  * uploaded before each pass. Built as a plugin, so that a machine without CUDA needs nothing of it. Kernels are in the
@@ -17,12 +17,6 @@ constexpr size_t STAGING = 16u << 20; /* bytes of each of the two upload buffers
 constexpr uint32_t GRAPHS = 32;
 constexpr uint32_t CHUNKED_FROM = 16; /* tokens of a run from which the chunkwise form is used */
 
-int enter(const cuda_backend *be, xlstm_error *err)
-{
-    cudaError_t code = cudaSetDevice(be->device);
-    return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "selecting the device");
-}
-
 void forget_graphs(cuda_backend *be)
 {
     for (cuda_graph &g : be->graphs) {
@@ -32,6 +26,12 @@ void forget_graphs(cuda_backend *be)
 }
 
 } // namespace
+
+int cuda_enter(const cuda_backend *be, xlstm_error *err)
+{
+    cudaError_t code = cudaSetDevice(be->device);
+    return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "selecting the device");
+}
 
 void cuda_note(cuda_backend *be, cudaError_t code, const char *what)
 {
@@ -98,12 +98,7 @@ void close_backend(xl_backend *base)
         if (be->stream != nullptr) cudaStreamSynchronize(be->stream);
         forget_graphs(be);
         cuda_gemm_close(be);
-        while (be->free_stores != nullptr) {
-            xl_store *s = be->free_stores;
-            be->free_stores = s->next;
-            cudaFree(s->data);
-            delete s;
-        }
+        cuda_states_close(be);
         for (int i = 0; i < 2; i++) {
             cudaFreeHost(be->pinned[i]);
             cudaFree(be->raw[i]);
@@ -219,11 +214,7 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
             err, code, code == cudaErrorNoKernelImageForDevice ? "no code for this GPU in this build" : "setting up");
         goto fail;
     }
-    /* states: C, then two copies of n and m */
-    be->c_block = be->layout.c_bytes;
-    be->n_copy = (size_t)o->num_blocks * o->num_heads * o->head_qk;
-    be->m_copy = (size_t)o->num_blocks * o->num_heads;
-    be->store_bytes = be->c_block * o->num_blocks + 2 * (be->n_copy + be->m_copy) * sizeof(float);
+    cuda_states_open(be);
     /* a piece is cut by chunk borders, by 64-token borders inside chunks, and by the run's ends */
     be->max_chunks = o->max_rows / chunk + 2 * (size_t)o->max_runs + o->max_rows / o->chunk_size + 2;
     be->max_chunks = XL_MIN(be->max_chunks, (size_t)o->max_rows);
@@ -277,7 +268,7 @@ void matrix_free(xl_backend *base, xl_matrix *m)
 {
     cuda_backend *be = cuda_of(base);
     if (m == nullptr) return;
-    if (enter(be, nullptr) == XLSTM_OK) {
+    if (cuda_enter(be, nullptr) == XLSTM_OK) {
         cudaStreamSynchronize(be->stream);
         forget_graphs(be);
         cudaFree(m->data);
@@ -321,7 +312,7 @@ int matrix_new(xl_backend *base, xl_matrix **out, bool *borrows, const xl_tensor
     cuda_backend *be = cuda_of(base);
     *out = nullptr;
     *borrows = false;
-    int result = enter(be, err);
+    int result = cuda_enter(be, err);
     if (result != XLSTM_OK) return result;
     bool vector = t->rank == 1;
     uint64_t cols = vector ? rows : t->shape[1];
@@ -410,7 +401,7 @@ void buffer_free(xl_backend *base, xl_buffer *b)
 {
     cuda_backend *be = cuda_of(base);
     if (b == nullptr) return;
-    if (enter(be, nullptr) == XLSTM_OK) {
+    if (cuda_enter(be, nullptr) == XLSTM_OK) {
         cudaStreamSynchronize(be->stream);
         forget_graphs(be);
         cudaFree(b->data);
@@ -422,7 +413,7 @@ int buffer_new(xl_backend *base, xl_buffer **out, size_t rows, size_t width, xls
 {
     cuda_backend *be = cuda_of(base);
     *out = nullptr;
-    int result = enter(be, err);
+    int result = cuda_enter(be, err);
     size_t n = 0;
     if (result == XLSTM_OK && (!xl_mul(&n, rows, width) || n > SIZE_MAX / 8)) {
         result = xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: a buffer of %zu rows of %zu values", rows, width);
@@ -444,145 +435,6 @@ int buffer_new(xl_backend *base, xl_buffer **out, size_t rows, size_t width, xls
     }
     *out = b;
     return XLSTM_OK;
-}
-
-/* ---- states ----------------------------------------------------------------------------------------------------- */
-
-float *n_of(const cuda_backend *be, const xl_store *s, uint32_t copy)
-{
-    return (float *)(s->data + be->c_block * be->opt.num_blocks) + copy * be->n_copy;
-}
-float *m_of(const cuda_backend *be, const xl_store *s, uint32_t copy) { return n_of(be, s, 2) + copy * be->m_copy; }
-
-void store_free(xl_backend *base, xl_store *s)
-{
-    cuda_backend *be = cuda_of(base);
-    if (s == nullptr) return;
-    s->next = be->free_stores;
-    be->free_stores = s;
-}
-
-int store_zero(xl_backend *base, xl_store *s, xlstm_error *err)
-{
-    cuda_backend *be = cuda_of(base);
-    int result = enter(be, err);
-    if (result != XLSTM_OK) return result;
-    s->parity = 0;
-    cudaError_t code = cudaMemsetAsync(s->data, 0, be->store_bytes, be->stream);
-    return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "clearing a state");
-}
-
-int store_new(xl_backend *base, xl_store **out, xlstm_error *err)
-{
-    cuda_backend *be = cuda_of(base);
-    *out = nullptr;
-    int result = enter(be, err);
-    if (result != XLSTM_OK) return result;
-    xl_store *s = be->free_stores;
-    if (s != nullptr) {
-        be->free_stores = s->next;
-    } else {
-        s = new (std::nothrow) xl_store();
-        if (s == nullptr) return xl_fail(err, XLSTM_E_MEMORY, "cuda: out of memory");
-        result = cuda_alloc(be, (void **)&s->data, be->store_bytes, "a session's state", err);
-        if (result != XLSTM_OK) {
-            delete s;
-            return result;
-        }
-    }
-    result = store_zero(base, s, err);
-    if (result != XLSTM_OK) {
-        store_free(base, s);
-        return result;
-    }
-    *out = s;
-    return XLSTM_OK;
-}
-
-int store_copy(xl_backend *base, xl_store *to, const xl_store *from, xlstm_error *err)
-{
-    cuda_backend *be = cuda_of(base);
-    int result = enter(be, err);
-    if (result != XLSTM_OK) return result;
-    cudaError_t code = cudaMemcpyAsync(to->data, from->data, be->store_bytes, cudaMemcpyDeviceToDevice, be->stream);
-    to->parity = from->parity;
-    return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "copying a state");
-}
-
-/* n and m between the device's float32 and the host layout, through one host copy of both. */
-cudaError_t store_small(cuda_backend *be, const xl_store *s, std::vector<float> &small, bool read)
-{
-    small.resize(be->n_copy + be->m_copy);
-    cudaMemcpyKind kind = read ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
-    float *n = n_of(be, s, s->parity), *m = m_of(be, s, s->parity);
-    cudaError_t code =
-        cudaMemcpyAsync(read ? small.data() : n, read ? n : small.data(), be->n_copy * sizeof(float), kind, be->stream);
-    if (code == cudaSuccess) {
-        code = cudaMemcpyAsync(read ? small.data() + be->n_copy : m, read ? m : small.data() + be->n_copy,
-                               be->m_copy * sizeof(float), kind, be->stream);
-    }
-    if (code == cudaSuccess) code = cudaStreamSynchronize(be->stream);
-    return code;
-}
-
-int store_read(xl_backend *base, const xl_store *s, void *host, xlstm_error *err)
-{
-    cuda_backend *be = cuda_of(base);
-    const xl_state_layout *l = &be->layout;
-    const xl_backend_options *o = &be->opt;
-    int result = enter(be, err);
-    if (result != XLSTM_OK) return result;
-    uint8_t *bytes = (uint8_t *)host;
-    cudaError_t code = cudaMemcpy2DAsync(bytes, l->block_bytes, s->data, be->c_block, l->c_bytes, o->num_blocks,
-                                         cudaMemcpyDeviceToHost, be->stream);
-    std::vector<float> small;
-    if (code == cudaSuccess) code = store_small(be, s, small, true);
-    if (code != cudaSuccess) return cuda_fail(err, code, "reading a state");
-    for (uint32_t b = 0; b < o->num_blocks; b++) {
-        memset(bytes + b * l->block_bytes + l->c_bytes, 0, l->n_bytes + l->m_bytes);
-        for (uint32_t h = 0; h < o->num_heads; h++) {
-            const float *n = small.data() + ((size_t)b * o->num_heads + h) * o->head_qk;
-            uint8_t *to = bytes + xl_state_n_offset(l, b, h);
-            for (uint32_t i = 0; i < o->head_qk; i++) {
-                uint16_t narrow = xl_f32_to_bf16(n[i]);
-                if (l->n_dtype == XLSTM_BF16) memcpy(to + 2 * i, &narrow, 2);
-                else memcpy(to + 4 * i, &n[i], 4);
-            }
-            memcpy(bytes + xl_state_m_offset(l, b, h), small.data() + be->n_copy + (size_t)b * o->num_heads + h,
-                   sizeof(float));
-        }
-    }
-    return XLSTM_OK;
-}
-
-int store_write(xl_backend *base, xl_store *s, const void *host, xlstm_error *err)
-{
-    cuda_backend *be = cuda_of(base);
-    const xl_state_layout *l = &be->layout;
-    const xl_backend_options *o = &be->opt;
-    int result = enter(be, err);
-    if (result != XLSTM_OK) return result;
-    const uint8_t *bytes = (const uint8_t *)host;
-    cudaError_t code = cudaMemcpy2DAsync(s->data, be->c_block, bytes, l->block_bytes, l->c_bytes, o->num_blocks,
-                                         cudaMemcpyHostToDevice, be->stream);
-    std::vector<float> small(be->n_copy + be->m_copy);
-    for (uint32_t b = 0; b < o->num_blocks; b++) {
-        for (uint32_t h = 0; h < o->num_heads; h++) {
-            float *n = small.data() + ((size_t)b * o->num_heads + h) * o->head_qk;
-            const uint8_t *from = bytes + xl_state_n_offset(l, b, h);
-            for (uint32_t i = 0; i < o->head_qk; i++) {
-                uint16_t narrow = 0;
-                memcpy(&narrow, from + 2 * i, 2);
-                if (l->n_dtype == XLSTM_BF16) n[i] = xl_bf16_to_f32(narrow);
-                else memcpy(&n[i], from + 4 * i, 4);
-            }
-            memcpy(small.data() + be->n_copy + (size_t)b * o->num_heads + h, bytes + xl_state_m_offset(l, b, h),
-                   sizeof(float));
-        }
-    }
-    s->parity = 0;
-    if (code == cudaSuccess) code = store_small(be, s, small, false);
-    return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "writing a state");
 }
 
 const xl_state_layout *layout_of(const xl_backend *base) { return &cuda_of(base)->layout; }
@@ -617,10 +469,10 @@ void fill_table(cuda_backend *be)
             if (chunked == 0 && r->count != 1) be->single = false;
             cuda_run *d = &runs[be->n_step + be->n_chunked];
             d->c = r->store->data;
-            d->n_in = n_of(be, r->store, r->store->parity);
-            d->n_out = n_of(be, r->store, 1 - r->store->parity);
-            d->m_in = m_of(be, r->store, r->store->parity);
-            d->m_out = m_of(be, r->store, 1 - r->store->parity);
+            d->n_in = cuda_n_of(be, r->store, r->store->parity);
+            d->n_out = cuda_n_of(be, r->store, 1 - r->store->parity);
+            d->m_in = cuda_m_of(be, r->store, r->store->parity);
+            d->m_out = cuda_m_of(be, r->store, 1 - r->store->parity);
             d->position = r->position;
             d->row = r->row;
             d->count = r->count;
@@ -643,7 +495,7 @@ int begin(xl_backend *base, const xl_batch *batch, bool *replay, xlstm_error *er
 {
     cuda_backend *be = cuda_of(base);
     *replay = false;
-    int result = enter(be, err);
+    int result = cuda_enter(be, err);
     if (result != XLSTM_OK) return result;
     if (batch->rows > be->opt.max_rows || batch->n_runs > be->opt.max_runs || batch->n_out > be->opt.max_rows) {
         return xl_fail(err, XLSTM_E_ARGUMENT, "cuda: a batch of %u rows and %u runs: room is for %u and %u",
@@ -762,7 +614,7 @@ bool capture(cuda_backend *be, cuda_graph *g)
 int submit(xl_backend *base, uint32_t *faults, xlstm_error *err)
 {
     cuda_backend *be = cuda_of(base);
-    int result = enter(be, err);
+    int result = cuda_enter(be, err);
     if (result != XLSTM_OK) return result;
     cuda_graph *g = be->decode && !be->batch.traced && !be->flushed ? find_graph(be) : nullptr;
     if (be->replay && be->ops.empty() && g != nullptr) {
@@ -802,7 +654,7 @@ int submit(xl_backend *base, uint32_t *faults, xlstm_error *err)
 int buffer_read(xl_backend *base, const xl_buffer *b, size_t first, float *out, size_t n, xlstm_error *err)
 {
     cuda_backend *be = cuda_of(base);
-    int result = enter(be, err);
+    int result = cuda_enter(be, err);
     if (result != XLSTM_OK) return result;
     if (be->open_pass) flush(be);
     size_t size = cuda_size(b->dtype), step = (1u << 20) / size;
@@ -935,12 +787,12 @@ extern "C" const xl_backend_ops *xlstm_cuda_backend(void)
         .buffer_new = buffer_new,
         .buffer_free = buffer_free,
         .buffer_read = buffer_read,
-        .store_new = store_new,
-        .store_free = store_free,
-        .store_zero = store_zero,
-        .store_copy = store_copy,
-        .store_read = store_read,
-        .store_write = store_write,
+        .store_new = cuda_store_new,
+        .store_free = cuda_store_free,
+        .store_zero = cuda_store_zero,
+        .store_copy = cuda_store_copy,
+        .store_read = cuda_store_read,
+        .store_write = cuda_store_write,
         .layout = layout_of,
         .begin = begin,
         .embed = embed,

@@ -131,6 +131,8 @@ struct cuda_backend {
 static inline cuda_backend *cuda_of(xl_backend *be) { return (cuda_backend *)be; }
 static inline const cuda_backend *cuda_of(const xl_backend *be) { return (const cuda_backend *)be; }
 
+/* Makes the backend's device the current one of this thread. */
+int cuda_enter(const cuda_backend *be, xlstm_error *err);
 /* Remembers the first failure of a pass. */
 void cuda_note(cuda_backend *be, cudaError_t code, const char *what);
 int cuda_fail(xlstm_error *err, cudaError_t code, const char *what);
@@ -159,6 +161,25 @@ static inline void cuda_launch(cuda_backend *be, const char *what, void (*kernel
     cudaError_t code = cudaLaunchKernelEx(&config, kernel, P(args)...);
     if (code != cudaSuccess) cuda_note(be, code, what);
     be->after_kernel = true;
+}
+
+/* cuda_states.cu */
+void cuda_states_open(cuda_backend *be); /* sizes */
+void cuda_states_close(cuda_backend *be);
+int cuda_store_new(xl_backend *base, xl_store **out, xlstm_error *err);
+void cuda_store_free(xl_backend *base, xl_store *s);
+int cuda_store_zero(xl_backend *base, xl_store *s, xlstm_error *err);
+int cuda_store_copy(xl_backend *base, xl_store *to, const xl_store *from, xlstm_error *err);
+int cuda_store_read(xl_backend *base, const xl_store *s, void *host, xlstm_error *err);
+int cuda_store_write(xl_backend *base, xl_store *s, const void *host, xlstm_error *err);
+/* Where copy 0 or 1 of n and of m lies. */
+static inline float *cuda_n_of(const cuda_backend *be, const xl_store *s, uint32_t copy)
+{
+    return (float *)(s->data + be->c_block * be->opt.num_blocks) + copy * be->n_copy;
+}
+static inline float *cuda_m_of(const cuda_backend *be, const xl_store *s, uint32_t copy)
+{
+    return cuda_n_of(be, s, 2) + copy * be->m_copy;
 }
 
 /* cuda_elementwise.cu */
