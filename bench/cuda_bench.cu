@@ -2,7 +2,7 @@
  * cuda_bench.cu — speed of the cuda backend on the 7B geometry with random weights made in place: decode at several
  * batch sizes, prefill, time to first token, and each kind of operation by itself against the device's copy bandwidth.
  * Calls the operations in the order of forward.c. One JSON object a line on stdout.
- *   cuda_bench [--weights bf16|q8_0|q4_k|q4_0|f32] [--act bf16|f32] [--state f32|bf16] [--decode 1,8,64]
+ *   cuda_bench [--weights bf16|q8_0|q4_k|q4_0|f32] [--act bf16|f32] [--state f32|bf16|int8] [--decode 1,8,64]
  *              [--prefill 512,2048,8192] [--parts] [--tokens 32] [--blocks 32]
  */
 #include "cuda_device.cuh"

@@ -99,6 +99,7 @@ void close_backend(xl_backend *base)
         forget_graphs(be);
         cuda_gemm_close(be);
         cuda_states_close(be);
+        cuda_int8_close(be);
         for (int i = 0; i < 2; i++) {
             cudaFreeHost(be->pinned[i]);
             cudaFree(be->raw[i]);
@@ -174,8 +175,8 @@ int choose_device(cuda_backend *be, xlstm_error *err)
 
 int check_options(const xl_backend_options *o, xlstm_error *err)
 {
-    if (o->state != XLSTM_F32 && o->state != XLSTM_BF16) {
-        return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: state dtype %s: expected float32 or bfloat16",
+    if (o->state != XLSTM_F32 && o->state != XLSTM_BF16 && o->state != XLSTM_I8) {
+        return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: state dtype %s: expected float32, bfloat16 or int8",
                        xlstm_dtype_name(o->state));
     }
     if (o->activations != XLSTM_F32 && o->activations != XLSTM_BF16 && o->activations != XLSTM_F16) {
@@ -240,6 +241,7 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
         be->intra_bytes = be->max_chunks * o->num_heads * cuda_intra_bytes(be);
         result = cuda_alloc(be, (void **)&be->intra, be->intra_bytes, "chunkwise scratch", err);
     }
+    if (result == XLSTM_OK && o->state == XLSTM_I8) result = cuda_int8_open(be, err);
     if (result != XLSTM_OK) goto fail;
     be->faults = be->counters + COUNTERS;
     be->ids = (int32_t *)(be->device_table + table.ids);
@@ -449,7 +451,8 @@ cuda_graph *find_graph(cuda_backend *be)
     return nullptr;
 }
 
-/* Fills the table's host copy; stepped runs first. */
+/* Fills the table's host copy: runs of one token first, then the other stepped ones, then those that take the chunkwise
+ * form. */
 void fill_table(cuda_backend *be)
 {
     const xl_batch *batch = &be->batch;
@@ -458,17 +461,21 @@ void fill_table(cuda_backend *be)
     if (batch->n_out > 0) memcpy(be->host_table + at.out_rows, batch->out_rows, batch->n_out * sizeof(uint32_t));
     cuda_run *runs = (cuda_run *)(be->host_table + at.runs);
     cuda_chunk *chunks = (cuda_chunk *)(be->host_table + at.chunks);
+    enum kind_t { SINGLE, STEPPED, CHUNKED };
     bool chunkwise = cuda_chunkwise_fits(be);
-    be->decode = be->single = true;
-    be->n_step = be->n_chunked = be->n_chunks = 0;
-    for (int chunked = 0; chunked < 2; chunked++) {
+    uint32_t n = 0, n_long = 0;
+    be->n_single = be->n_step = be->n_chunks = 0;
+    for (kind_t kind : {SINGLE, STEPPED, CHUNKED}) {
         for (uint32_t i = 0; i < batch->n_runs; i++) {
             const xl_run *r = &batch->runs[i];
-            if (r->count != 1) be->decode = false;
-            if ((chunkwise && r->count >= CHUNKED_FROM) != (chunked == 1)) continue;
-            if (chunked == 0 && r->count != 1) be->single = false;
-            cuda_run *d = &runs[be->n_step + be->n_chunked];
+            if (kind != (r->count == 1 ? SINGLE : chunkwise && r->count >= CHUNKED_FROM ? CHUNKED : STEPPED)) continue;
+            cuda_run *d = &runs[n++];
             d->c = r->store->data;
+            d->packed = nullptr;
+            if (be->opt.state == XLSTM_I8 && kind != SINGLE) {
+                d->packed = d->c;
+                d->c = be->unpacked + n_long++ % be->unpacked_runs * be->unpacked_bytes;
+            }
             d->n_in = cuda_n_of(be, r->store, r->store->parity);
             d->n_out = cuda_n_of(be, r->store, 1 - r->store->parity);
             d->m_in = cuda_m_of(be, r->store, r->store->parity);
@@ -477,7 +484,7 @@ void fill_table(cuda_backend *be)
             d->row = r->row;
             d->count = r->count;
             d->chunk0 = be->n_chunks;
-            for (uint32_t done = 0, piece; chunked == 1 && done < r->count; done += piece) {
+            for (uint32_t done = 0, piece; kind == CHUNKED && done < r->count; done += piece) {
                 uint64_t inside = (r->position + done) % be->opt.chunk_size;
                 uint64_t to_border = XL_MIN(be->opt.chunk_size - inside, CHUNK - inside % CHUNK);
                 piece = (uint32_t)XL_MIN(to_border, (uint64_t)(r->count - done));
@@ -485,10 +492,12 @@ void fill_table(cuda_backend *be)
                 chunks[be->n_chunks++].count = piece;
             }
             d->n_chunks = be->n_chunks - d->chunk0;
-            if (chunked == 1) be->n_chunked++;
-            else be->n_step++;
         }
+        if (kind == SINGLE) be->n_single = n;
+        if (kind != CHUNKED) be->n_step = n;
     }
+    be->n_chunked = n - be->n_step;
+    be->decode = be->n_single == n;
 }
 
 int begin(xl_backend *base, const xl_batch *batch, bool *replay, xlstm_error *err)

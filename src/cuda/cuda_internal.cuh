@@ -34,7 +34,7 @@ struct xl_buffer {
 };
 
 /* [num_blocks][NH][dq][dv] C in the state dtype, then n and m twice in float32: a pass reads one copy and writes the
- * other, because all tiles of a head read them while one writes. */
+ * other, because all tiles of a head read them while one writes. int8: a block's scales [NH][dq] come after its values. */
 struct xl_store {
     uint8_t *data;
     uint32_t parity; /* which copy is current */
@@ -44,6 +44,7 @@ struct xl_store {
 /* A run as kernels see it; pointers are those of block 0. */
 struct cuda_run {
     uint8_t *c;
+    uint8_t *packed; /* int8 states, several tokens: C of block 0; `c` is then room for the float32 C of any block */
     const float *n_in, *m_in;
     float *n_out, *m_out;
     uint64_t position;
@@ -95,7 +96,7 @@ struct cuda_backend {
     size_t table_bytes;
     int32_t *ids;
     uint32_t *out_rows;
-    cuda_run *runs; /* stepped ones first, then chunked */
+    cuda_run *runs; /* of one token first, then the other stepped ones, then chunked ones */
     cuda_chunk *chunks;
     size_t max_chunks;
     uint32_t *counters, *faults, *host_faults; /* counters [COUNTERS], then faults: one clearing */
@@ -105,10 +106,10 @@ struct cuda_backend {
 
     /* the pass */
     xl_batch batch;
-    uint32_t n_step, n_chunked, n_chunks;
+    uint32_t n_single, n_step, n_chunked, n_chunks; /* n_step counts the single ones, too */
     std::vector<cuda_op> ops;
     bool open_pass, flushed, replay, after_kernel;
-    bool decode, single; /* every run is one token; every stepped run is */
+    bool decode; /* every run is one token */
     cudaError_t failed;
     char failed_what[160];
     std::vector<cuda_graph> graphs;
@@ -117,6 +118,13 @@ struct cuda_backend {
     /* memory */
     xl_store *free_stores;
     size_t store_bytes, c_block, n_copy, m_copy; /* bytes of C a block, floats of one copy of n and of m */
+    /* int8 states only */
+    size_t c_scales;   /* where the scales of a block lie behind its values */
+    uint8_t *unpacked; /* [unpacked_runs][unpacked_bytes]: float32 C of one block */
+    size_t unpacked_bytes;
+    uint32_t unpacked_runs;
+    float *partial;    /* [sms][dv] shares of h */
+    uint32_t *tickets; /* [sms] shares that are ready; each use leaves them 0 */
     uint8_t *pinned[2];
     cudaEvent_t pinned_free[2];
     uint8_t *raw[2]; /* device side of the same, for conversion */
@@ -215,9 +223,16 @@ bool cuda_gemm_run(cuda_backend *be, void *y, xlstm_dtype y_type, size_t ldy, co
 
 /* cuda_mlstm.cu */
 void cuda_run_mlstm(cuda_backend *be, const cuda_op *op);
+/* Stepped runs first .. first + n - 1; C of the block, float32 or bfloat16, lies c_block bytes behind a run's c. */
+void cuda_run_steps(cuda_backend *be, const cuda_op *op, uint32_t first, uint32_t n, size_t c_block);
 cudaError_t cuda_mlstm_setup(cuda_backend *be);
 bool cuda_chunkwise_fits(const cuda_backend *be);
 size_t cuda_intra_bytes(const cuda_backend *be); /* scratch a chunk and head */
+
+/* cuda_int8.cu: int8 states */
+int cuda_int8_open(cuda_backend *be, xlstm_error *err);
+void cuda_int8_close(cuda_backend *be);
+void cuda_run_int8(cuda_backend *be, const cuda_op *op);
 
 /* cuda_quant.cu */
 bool cuda_quant_supported(xlstm_dtype t);
