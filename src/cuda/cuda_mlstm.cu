@@ -180,6 +180,7 @@ __global__ void __launch_bounds__(THREADS) step_kernel(const __grid_constant__ s
             for (int w = 0; w < THREADS / 32; w++) num += sums[turn][w][tid], sum += parts[turn][w];
             float den = fabsf(sum), floor = expf(-m);
             den = (den > floor || den != den ? den : floor) + a.eps;
+            if (tid == 0 && blockIdx.x == 0 && !is_finite(den)) report(a.faults, run.row + token, a.fault);
             store_plain(a.h, (row * a.heads + head) * a.dv + blockIdx.x * COLUMNS + tid, a.act, num / den);
         }
         /* a state narrower than float32 is rounded where the reference stores it: at chunk borders */
@@ -270,6 +271,7 @@ template <typename S> __global__ void __launch_bounds__(THREADS) stream_kernel(c
         for (int w = 0; w < WARPS; w++) num += sums[w][tid], sum += parts[w];
         float den = fabsf(sum), floor = expf(-m_new);
         den = (den > floor || den != den ? den : floor) + a.eps;
+        if (tid == 0 && blockIdx.x == 0 && !is_finite(den)) report(a.faults, run.row, a.fault);
         store_plain(a.h, (row * a.heads + head) * a.dv + blockIdx.x * 128 + tid, a.act, num / den);
     }
     if (blockIdx.x == 0) {
