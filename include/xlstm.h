@@ -114,6 +114,8 @@ typedef struct xlstm_model_options {
     uint32_t threads;         /* 0: all online CPUs */
     uint32_t chunk_size;      /* tokens a chunk in prefill; 0: the checkpoint's (64). 1 .. 4096 */
     uint32_t max_rows;        /* most token rows in one pass through the blocks; 0: 512. Bounds scratch memory */
+    uint32_t device_states;   /* most sessions whose states are in a GPU's memory at once, the least recently used wait in
+                                 the host's; 0: as many as fit there */
     uint32_t cpu_mask;        /* instruction sets the cpu backend may use, XLSTM_CPU_* bits; 0: all it finds */
     bool no_repack;           /* use weights where they are mapped; no second layout */
     bool headers_only;        /* read facts only: no weights are prepared and no session can be made */

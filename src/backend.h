@@ -41,6 +41,7 @@ typedef struct xl_backend_options {
     /* geometry, for scratch */
     uint32_t num_blocks, num_heads, head_qk, head_v, embedding_dim, ffn_dim, vocab_size;
     xlstm_dtype state; /* F32, BF16 or I8 (reference64 always keeps F64) */
+    uint32_t device_states; /* most states in a device's own memory, others wait in the host's; 0: as many as fit */
     const xl_log *log;
 } xl_backend_options;
 
@@ -184,6 +185,8 @@ typedef struct xl_backend_ops {
     /* Optional: NULL when the backend has nothing better than the composition. */
     void (*norm_linear)(xl_backend *be, const xl_linear *group, uint32_t n, const xl_buffer *x, const xl_norm *norm,
                         xl_buffer *scratch); /* linear(rmsnorm(x)) over the batch's rows */
+    /* Most runs a batch can have at present. NULL: as many as max_runs. */
+    uint32_t (*most_runs)(xl_backend *be);
 } xl_backend_ops;
 
 struct xl_backend {

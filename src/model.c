@@ -370,6 +370,7 @@ static int make_backend(xlstm_model *m, const xlstm_model_options *o, const xl_l
         .ffn_dim = d->ffn_dim,
         .vocab_size = d->vocab_size,
         .state = c->numerics.state.dtype,
+        .device_states = o->device_states,
         .log = log,
     };
     int result = xl_backend_open(&m->backend, o->backend, &options, err);

@@ -2,9 +2,9 @@
  * session.c — sessions and the ragged batch: checks the segments, inserts BOS, cuts the tokens into passes that fit the
  * buffers, and hands logits and faults back to the segments they belong to.
  *
- * Cuts. A pass takes at most max_rows rows. A segment that does not fit is cut where its sequence's position is a
- * multiple of the chunk size, and nowhere else: the cell rounds at the same places whatever shares the pass, so
- * results are bit-identical in any company.
+ * Cuts. A pass takes at most max_rows rows, and no more sequences than the backend has room for at a time. A segment
+ * whose rows do not fit is cut where its sequence's position is a multiple of the chunk size, and nowhere else: the cell
+ * rounds at the same places whatever shares the pass, so results are bit-identical in any company.
  */
 #include "session.h"
 
@@ -250,7 +250,9 @@ static int run_pass(xlstm_model *m, xlstm_segment *segments, size_t n, bool *don
     pass p = {.m = m,
               .segments = segments,
               .batch = {.ids = m->ids, .runs = m->runs, .out_rows = m->out_rows}};
-    for (size_t i = 0; i < n && p.batch.rows < m->max_rows; i++) {
+    const xl_backend_ops *ops = m->backend->ops;
+    uint32_t most_runs = ops->most_runs != NULL ? ops->most_runs(m->backend) : m->max_rows;
+    for (size_t i = 0; i < n && p.batch.rows < m->max_rows && p.batch.n_runs < most_runs; i++) {
         if (rows_left(&segments[i]) == 0) continue;
         bool traced = segments[i].session->trace.fn != NULL;
         if (traced && p.batch.rows > 0) break;

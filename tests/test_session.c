@@ -3,6 +3,7 @@
  * that ships. Bit-identity is checked with memcmp on logits and on serialised states.
  */
 #include "make_model.h"
+#include "model.h"
 #include "poison.h"
 
 #include <math.h>
@@ -160,6 +161,41 @@ static void test_results_do_not_depend_on_company(void **state)
     }
     for (size_t i = 0; i < SEQUENCES; i++) xlstm_session_free(alone[i]);
     xlstm_model_free(alone_model);
+}
+
+static uint32_t room_for_two(xl_backend *be)
+{
+    (void)be;
+    return 2;
+}
+
+/* A backend that has room for two sequences at a time takes the others in further passes. */
+static void test_a_batch_larger_than_the_backend_takes_passes(void **state)
+{
+    (void)state;
+    xlstm_model *m = open_model(MODEL, NULL);
+    int32_t ids[SEQUENCES][200];
+    xlstm_session *alone[SEQUENCES], *s[SEQUENCES];
+    xlstm_segment g[SEQUENCES];
+    for (size_t i = 0; i < SEQUENCES; i++) {
+        random_ids(ids[i], lengths[i]);
+        alone[i] = new_session(m);
+        s[i] = new_session(m);
+        prefill(alone[i], ids[i], lengths[i]);
+        g[i] = (xlstm_segment){.session = s[i], .tokens = ids[i], .count = lengths[i], .want = XLSTM_WANT_LAST};
+    }
+    const xl_backend_ops *real = m->backend->ops;
+    xl_backend_ops small = *real;
+    small.most_runs = room_for_two;
+    m->backend->ops = &small;
+    assert_int_equal(xlstm_evaluate(m, g, SEQUENCES, NULL), XLSTM_OK);
+    m->backend->ops = real;
+    for (size_t i = 0; i < SEQUENCES; i++) {
+        assert_same(s[i], alone[i]);
+        xlstm_session_free(s[i]);
+        xlstm_session_free(alone[i]);
+    }
+    xlstm_model_free(m);
 }
 
 static void test_cuts_at_chunk_borders_change_nothing(void **state)
@@ -504,6 +540,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_results_do_not_depend_on_company),
+        cmocka_unit_test(test_a_batch_larger_than_the_backend_takes_passes),
         cmocka_unit_test(test_cuts_at_chunk_borders_change_nothing),
         cmocka_unit_test(test_every_split_agrees),
         cmocka_unit_test(test_cpu_agrees_with_the_references),

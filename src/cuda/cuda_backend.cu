@@ -476,10 +476,11 @@ void fill_table(cuda_backend *be)
                 d->packed = d->c;
                 d->c = be->unpacked + n_long++ % be->unpacked_runs * be->unpacked_bytes;
             }
-            d->n_in = cuda_n_of(be, r->store, r->store->parity);
-            d->n_out = cuda_n_of(be, r->store, 1 - r->store->parity);
-            d->m_in = cuda_m_of(be, r->store, r->store->parity);
-            d->m_out = cuda_m_of(be, r->store, 1 - r->store->parity);
+            uint32_t now = r->store->parity;
+            d->n_in = (const float *)(r->store->data + cuda_n_at(be, now));
+            d->n_out = (float *)(r->store->data + cuda_n_at(be, 1 - now));
+            d->m_in = (const float *)(r->store->data + cuda_m_at(be, now));
+            d->m_out = (float *)(r->store->data + cuda_m_at(be, 1 - now));
             d->position = r->position;
             d->row = r->row;
             d->count = r->count;
@@ -515,6 +516,8 @@ int begin(xl_backend *base, const xl_batch *batch, bool *replay, xlstm_error *er
     be->flushed = be->replay = be->after_kernel = false;
     be->failed = cudaSuccess;
     be->passes++;
+    result = cuda_states_hold(be, batch, err);
+    if (result != XLSTM_OK) return result;
     fill_table(be);
     table_layout at = table_of(be);
     const size_t parts[][2] = {{at.ids, batch->rows * sizeof(int32_t)},
@@ -527,7 +530,10 @@ int begin(xl_backend *base, const xl_batch *batch, bool *replay, xlstm_error *er
         code = cudaMemcpyAsync(be->device_table + parts[i][0], be->host_table + parts[i][0], parts[i][1],
                                cudaMemcpyHostToDevice, be->stream);
     }
-    if (code != cudaSuccess) return cuda_fail(err, code, "uploading the batch");
+    if (code != cudaSuccess) {
+        cuda_states_release(be);
+        return cuda_fail(err, code, "uploading the batch");
+    }
     be->open_pass = true;
     cuda_graph *g = be->decode && !batch->traced ? find_graph(be) : nullptr;
     *replay = be->replay = g != nullptr && g->exec != nullptr;
@@ -620,11 +626,9 @@ bool capture(cuda_backend *be, cuda_graph *g)
     return true;
 }
 
-int submit(xl_backend *base, uint32_t *faults, xlstm_error *err)
+/* Launches the pass, as a whole if it was recorded, and waits for it. */
+void run_pass(cuda_backend *be)
 {
-    cuda_backend *be = cuda_of(base);
-    int result = cuda_enter(be, err);
-    if (result != XLSTM_OK) return result;
     cuda_graph *g = be->decode && !be->batch.traced && !be->flushed ? find_graph(be) : nullptr;
     if (be->replay && be->ops.empty() && g != nullptr) {
         g->used = be->passes;
@@ -652,9 +656,18 @@ int submit(xl_backend *base, uint32_t *faults, xlstm_error *err)
     }
     cudaError_t code = cudaStreamSynchronize(be->stream);
     if (be->failed == cudaSuccess && code != cudaSuccess) cuda_note(be, code, "running a pass");
+}
+
+int submit(xl_backend *base, uint32_t *faults, xlstm_error *err)
+{
+    cuda_backend *be = cuda_of(base);
+    int result = cuda_enter(be, err);
+    if (result == XLSTM_OK) run_pass(be);
     for (uint32_t i = 0; i < be->batch.n_runs; i++) be->batch.runs[i].store->parity ^= 1;
     be->open_pass = false;
     be->ops.clear();
+    cuda_states_release(be);
+    if (result != XLSTM_OK) return result;
     if (be->failed != cudaSuccess) return cuda_fail(err, be->failed, be->failed_what);
     memcpy(faults, be->host_faults, be->batch.rows * sizeof(uint32_t));
     return XLSTM_OK;
@@ -815,6 +828,7 @@ extern "C" const xl_backend_ops *xlstm_cuda_backend(void)
         .softcap = softcap,
         .submit = submit,
         .norm_linear = nullptr,
+        .most_runs = cuda_most_runs,
     };
     return &ops;
 }

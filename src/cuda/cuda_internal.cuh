@@ -11,6 +11,7 @@ extern "C" {
 
 #include <cuda_runtime.h>
 
+#include <mutex>
 #include <vector>
 
 /* Weights on the device. Plain formats: [out][pitch] elements, the rest of a row zero. Block formats: tiles of 16
@@ -34,12 +35,23 @@ struct xl_buffer {
 };
 
 /* [num_blocks][NH][dq][dv] C in the state dtype, then n and m twice in float32: a pass reads one copy and writes the
- * other, because all tiles of a head read them while one writes. int8: a block's scales [NH][dq] come after its values. */
+ * other, because all tiles of a head read them while one writes. int8: a block's scales [NH][dq] come after its values.
+ * The bytes are on the device or, while others need the room there, in host memory. */
 struct xl_store {
-    uint8_t *data;
-    uint32_t parity; /* which copy is current */
-    xl_store *next;  /* free list */
+    uint8_t *data;           /* on the device, or NULL */
+    uint8_t *host;           /* in host memory, or NULL */
+    bool pinned;             /* how `host` was allocated */
+    uint32_t parity;         /* which copy of n and m is current */
+    uint64_t pass;           /* the last one it took part in */
+    xl_store *newer, *older; /* in use on the device: by last use. Free: `older` is the next */
 };
+
+/* Host memory for one state. */
+struct cuda_host_block {
+    uint8_t *bytes;
+    bool pinned;
+};
+enum { SPARE_BLOCKS = 4 }; /* most kept for the next state that has to leave the device */
 
 /* A run as kernels see it; pointers are those of block 0. */
 struct cuda_run {
@@ -115,8 +127,14 @@ struct cuda_backend {
     std::vector<cuda_graph> graphs;
     uint64_t passes;
 
-    /* memory */
-    xl_store *free_stores;
+    /* States. A pass holds the lock from begin to submit, other operations on states while they run: a state of the
+     * batch stays where it is, and nobody's copies end up in a recording. */
+    std::recursive_mutex states_lock;
+    xl_store *newest, *oldest, *free_stores; /* newest and oldest of those in use on the device */
+    uint32_t n_blocks, n_spilled;            /* blocks on the device, free ones included; stores in host memory */
+    cuda_host_block spares[SPARE_BLOCKS];    /* at least one whenever a store is in host memory: begin allocates none */
+    uint32_t n_spares;
+    bool holding;                                /* a pass has the lock */
     size_t store_bytes, c_block, n_copy, m_copy; /* bytes of C a block, floats of one copy of n and of m */
     /* int8 states only */
     size_t c_scales;   /* where the scales of a block lie behind its values */
@@ -125,6 +143,8 @@ struct cuda_backend {
     uint32_t unpacked_runs;
     float *partial;    /* [sms][dv] shares of h */
     uint32_t *tickets; /* [sms] shares that are ready; each use leaves them 0 */
+
+    /* memory */
     uint8_t *pinned[2];
     cudaEvent_t pinned_free[2];
     uint8_t *raw[2]; /* device side of the same, for conversion */
@@ -173,6 +193,10 @@ static inline void cuda_launch(cuda_backend *be, const char *what, void (*kernel
 
 /* cuda_states.cu */
 void cuda_states_open(cuda_backend *be); /* sizes */
+/* Brings the states of a batch to the device and keeps them there until released. Copies are enqueued. */
+int cuda_states_hold(cuda_backend *be, const xl_batch *batch, xlstm_error *err);
+void cuda_states_release(cuda_backend *be);
+uint32_t cuda_most_runs(xl_backend *base);
 void cuda_states_close(cuda_backend *be);
 int cuda_store_new(xl_backend *base, xl_store **out, xlstm_error *err);
 void cuda_store_free(xl_backend *base, xl_store *s);
@@ -180,14 +204,14 @@ int cuda_store_zero(xl_backend *base, xl_store *s, xlstm_error *err);
 int cuda_store_copy(xl_backend *base, xl_store *to, const xl_store *from, xlstm_error *err);
 int cuda_store_read(xl_backend *base, const xl_store *s, void *host, xlstm_error *err);
 int cuda_store_write(xl_backend *base, xl_store *s, const void *host, xlstm_error *err);
-/* Where copy 0 or 1 of n and of m lies. */
-static inline float *cuda_n_of(const cuda_backend *be, const xl_store *s, uint32_t copy)
+/* Where copy 0 or 1 of n and of m lies in a store. */
+static inline size_t cuda_n_at(const cuda_backend *be, uint32_t copy)
 {
-    return (float *)(s->data + be->c_block * be->opt.num_blocks) + copy * be->n_copy;
+    return be->c_block * be->opt.num_blocks + copy * be->n_copy * sizeof(float);
 }
-static inline float *cuda_m_of(const cuda_backend *be, const xl_store *s, uint32_t copy)
+static inline size_t cuda_m_at(const cuda_backend *be, uint32_t copy)
 {
-    return cuda_n_of(be, s, 2) + copy * be->m_copy;
+    return cuda_n_at(be, 2) + copy * be->m_copy * sizeof(float);
 }
 
 /* cuda_elementwise.cu */

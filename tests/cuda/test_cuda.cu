@@ -959,6 +959,136 @@ static void test_replay()
     printf("replay: %d checks, %d failures so far\n", checks - before, failures);
 }
 
+/* ---- states that leave the device ------------------------------------------------------------------------------- */
+
+/* Seven sessions step, read prompts, and are copied, cleared, written, freed and made anew; returns every h and, at the
+ * end, every state. With `limit` three places on the device serve them, which must not change a bit. */
+static std::vector<uint8_t> live(xlstm_dtype state, uint32_t limit)
+{
+    const uint32_t n = 7, together = 3;
+    xl_backend_options o = options_for(XLSTM_BF16);
+    o.state = state;
+    o.device_states = limit;
+    twins t(o);
+    const xl_backend_ops *ops = t.c->ops;
+    std::string detail = std::string(name(state)) + (limit > 0 ? " limited" : "");
+    size_t bytes = ops->layout(t.c)->total_bytes;
+    std::vector<uint8_t> all, image(bytes);
+    twin_buffer q = t.buffer(64, o.num_heads * o.head_qk), k = t.buffer(64, o.num_heads * o.head_qk),
+                v = t.buffer(64, o.num_heads * o.head_v), gates = t.buffer(64, 2 * o.num_heads),
+                h = t.buffer(64, o.num_heads * o.head_v);
+    xl_store *s[n];
+    uint64_t position[n] = {};
+    bool replayed = false;
+    check("spill", detail + " room before", ops->most_runs(t.c) < n, 0);
+    for (xl_store *&one : s) MUST(ops->store_new(t.c, &one, &err));
+    check("spill", detail + " room after", ops->most_runs(t.c) != (limit > 0 ? limit : UINT32_MAX), 0);
+    for (uint32_t step = 0; step < 30; step++) {
+        t.fill(q, 1), t.fill(k, 1), t.fill(v, 1), t.fill(gates, 3, true);
+        xl_run runs[together];
+        int32_t ids[64] = {};
+        xl_batch batch = {};
+        batch.ids = ids;
+        batch.runs = runs;
+        for (uint32_t i = 0; i < together; i++) {
+            uint32_t at = (step + 2 * i) % n, count = step % 10 == 9 ? 1 + 18 * i : 1;
+            runs[batch.n_runs++] = {batch.rows, count, position[at], s[at]};
+            batch.rows += count;
+            position[at] += count;
+        }
+        bool replay;
+        MUST(ops->begin(t.c, &batch, &replay, &err));
+        for (uint32_t block = 0; block < o.num_blocks && !replay; block++) {
+            xl_mlstm cell = {h.c, q.c, k.c, v.c, gates.c, block, 15.0f, 1e-6f, 5};
+            ops->mlstm(t.c, &cell);
+        }
+        replayed |= replay;
+        MUST(ops->submit(t.c, t.fc.data(), &err));
+        std::vector<float> out = t.read_c(h, batch.rows * h.width);
+        all.insert(all.end(), (uint8_t *)out.data(), (uint8_t *)(out.data() + out.size()));
+        /* of these, some are on the device and some are not, differently each time */
+        uint32_t a = step % n, b = (step * 3 + 1) % n;
+        if (step % 5 == 1 && a != b) MUST(ops->store_copy(t.c, s[a], s[b], &err));
+        if (step % 7 == 2) MUST(ops->store_zero(t.c, s[b], &err));
+        if (step % 5 == 3) {
+            MUST(ops->store_read(t.c, s[b], image.data(), &err));
+            MUST(ops->store_write(t.c, s[a], image.data(), &err));
+        }
+        if (step % 8 == 6) {
+            ops->store_free(t.c, s[b]);
+            if (step == 22) ops->store_free(t.c, s[(b + 1) % n]);
+            MUST(ops->store_new(t.c, &s[b], &err));
+            if (step == 22) MUST(ops->store_new(t.c, &s[(b + 1) % n], &err));
+        }
+    }
+    check("spill", detail + " replayed", !replayed, 0);
+    if (limit > 0) {
+        xl_run runs[together + 1];
+        int32_t ids[together + 1] = {};
+        xl_batch batch = {};
+        batch.ids = ids;
+        batch.runs = runs;
+        batch.rows = batch.n_runs = together + 1;
+        for (uint32_t i = 0; i <= together; i++) runs[i] = {i, 1, 0, s[i]};
+        bool replay;
+        check("spill", detail + " too many", ops->begin(t.c, &batch, &replay, &err) != XLSTM_E_MEMORY, 0);
+        if (state == XLSTM_F32) printf("as it should be: %s\n", err.message);
+        check("spill", detail + " in host memory", cuda_of(t.c)->n_spilled != n - limit, 0);
+    }
+    for (xl_store *one : s) {
+        MUST(ops->store_read(t.c, one, image.data(), &err));
+        all.insert(all.end(), image.begin(), image.end());
+        ops->store_free(t.c, one);
+    }
+    t.drop(q), t.drop(k), t.drop(v), t.drop(gates), t.drop(h);
+    return all;
+}
+
+static void test_spill()
+{
+    int before = checks;
+    for (xlstm_dtype state : {XLSTM_F32, XLSTM_BF16, XLSTM_I8}) {
+        uint64_t start = seed;
+        std::vector<uint8_t> free = live(state, 0);
+        seed = start;
+        check("spill", std::string(name(state)) + " bits", free != live(state, 3), 0);
+    }
+    /* a full device: other memory leaves room for a few states */
+    xl_backend_options o = options_for(XLSTM_F32);
+    o.num_heads = 8;
+    o.head_qk = 256;
+    o.head_v = 512;
+    xl_backend *be;
+    MUST(xlstm_cuda_backend()->open(&be, &o, &err));
+    size_t free = 0, total = 0, bytes = be->ops->layout(be)->total_bytes;
+    void *hog = nullptr;
+    cudaMemGetInfo(&free, &total);
+    size_t keep = XL_MIN((size_t)512 << 20, total / 32) + 5 * bytes;
+    if (free > keep && cudaMalloc(&hog, free - keep) == cudaSuccess) {
+        std::vector<xl_store *> s;
+        std::vector<uint8_t> image(bytes), back(bytes);
+        while (s.size() < 40 && (cuda_of(be)->n_spilled < 4 || s.size() < 10)) {
+            xl_store *one;
+            MUST(be->ops->store_new(be, &one, &err));
+            for (size_t i = 0; i < bytes; i += 997) image[i] = (uint8_t)(i + s.size());
+            MUST(be->ops->store_write(be, one, image.data(), &err));
+            s.push_back(one);
+        }
+        check("spill", "a full device", cuda_of(be)->n_spilled < 4, 0);
+        for (size_t at = 0; at < s.size(); at++) {
+            for (size_t i = 0; i < bytes; i += 997) image[i] = (uint8_t)(i + at);
+            MUST(be->ops->store_read(be, s[at], back.data(), &err));
+            check("spill", "contents", image != back, 0);
+            be->ops->store_free(be, s[at]);
+        }
+        cudaFree(hog);
+    } else {
+        printf("skip: the device is too full to be filled\n");
+    }
+    be->ops->close(be);
+    printf("spill: %d checks, %d failures so far\n", checks - before, failures);
+}
+
 static void test_errors()
 {
     xl_backend_options o = options_for(XLSTM_F32);
@@ -983,7 +1113,8 @@ int main(int argc, char **argv)
         void (*run)();
     } groups[] = {{"errors", test_errors}, {"elementwise", test_elementwise}, {"cell", test_cell},
                   {"int8", test_int8},     {"int8-turns", test_int8_turns},   {"poison", test_poison},
-                  {"faults", test_faults}, {"replay", test_replay},           {"linear", test_linear}};
+                  {"spill", test_spill},   {"faults", test_faults},           {"replay", test_replay},
+                  {"linear", test_linear}};
     setvbuf(stdout, nullptr, _IOLBF, 0);
     const char *only = nullptr;
     for (int i = 1; i < argc; i++) {
