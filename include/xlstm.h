@@ -212,6 +212,7 @@ XLSTM_API int xlstm_model_draw_wiring(char **out, const xlstm_model *model, bool
 
 typedef struct xlstm_session xlstm_session;
 typedef struct xlstm_state xlstm_state;
+typedef struct xlstm_sampler xlstm_sampler;
 
 /* A fresh session: C = 0, n = 0, m = 0, position 0. */
 XLSTM_API int xlstm_session_new(xlstm_session **out, xlstm_model *model, xlstm_error *err);
@@ -236,9 +237,11 @@ typedef struct xlstm_segment {
     xlstm_session *session;
     const int32_t *tokens; /* [count], each in [0, vocab_size) */
     size_t count;          /* >= 1 */
-    xlstm_want want;       /* which rows' logits are computed */
+    xlstm_want want;       /* which rows' logits are handed over */
     float *logits;         /* out: [vocab_size] for LAST, [count][vocab_size] for ALL; NULL: session keeps the last */
     int status;            /* out: XLSTM_OK, or why this segment failed while others may have succeeded */
+    xlstm_sampler *sampler; /* chooses from the last token's logits; NULL: none */
+    int32_t id;             /* out: what it chose; -1 if it failed or there is none */
 } xlstm_segment;
 
 /*
@@ -247,6 +250,12 @@ typedef struct xlstm_segment {
  * whatever else is in the batch, for any thread count, and wherever the sequence was cut at multiples of chunk_size.
  * If BOS is due it is read first; logits stay aligned with the caller's tokens.
  * Returns the first segment's failure. XLSTM_E_NONFINITE poisons the session concerned; the others are complete.
+ *
+ * A segment's sampler chooses as xlstm_sampler_choose would from these logits, and does not accept the id. Where the
+ * backend can (cuda, without bias and penalties) the choice is made on the device, and with WANT_NONE no logits come
+ * back from there; a random number within about 1e-9 of the border between two ids may then choose the other one.
+ * Segments may share a sampler: they draw in their order. One that fails may have drawn. Failing to choose fails the
+ * segment, whose tokens are read all the same.
  */
 XLSTM_API int xlstm_evaluate(xlstm_model *model, xlstm_segment *segments, size_t n, xlstm_error *err);
 /* One segment, logits of the last token: xlstm_session_logits. */
@@ -530,8 +539,6 @@ XLSTM_API uint64_t xlstm_imatrix_tokens(const xlstm_imatrix *imatrix);
 XLSTM_API int xlstm_imatrix_save(const xlstm_imatrix *imatrix, const char *path, xlstm_error *err);
 
 /* ---- sampler ---------------------------------------------------------------------------------------------------- */
-
-typedef struct xlstm_sampler xlstm_sampler;
 
 typedef struct xlstm_logit_bias {
     int32_t id;

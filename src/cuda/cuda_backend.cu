@@ -1,8 +1,8 @@
 /*
  * cuda_backend.cu — the cuda backend's vtable: devices, memory, weights, and the pass. Operations are recorded;
  * submit (or a read between them) runs them. A pass in which every run is one token is captured as a CUDA graph the
- * second time its shape is seen and replayed from then on: ids, runs and state addresses are in a table that is
- * uploaded before each pass. Built as a plugin, so that a machine without CUDA needs nothing of it. Kernels are in the
+ * second time its shape is seen and replayed from then on: ids, runs, state addresses and what is to be sampled are in a
+ * table that is uploaded before each pass. Built as a plugin, so that a machine without CUDA needs nothing of it. Kernels are in the
  * other files.
  */
 #include "cuda_internal.cuh"
@@ -108,9 +108,12 @@ void close_backend(xl_backend *base)
         cudaFree(be->scratch);
         cudaFree(be->intra);
         cudaFree(be->counters);
+        cudaFree(be->chosen);
+        cudaFree(be->sample_weights);
         cudaFree(be->device_table);
         cudaFreeHost(be->host_table);
         cudaFreeHost(be->host_faults);
+        cudaFreeHost(be->host_chosen);
         if (be->stream != nullptr) cudaStreamDestroy(be->stream);
     }
     delete be;
@@ -118,7 +121,7 @@ void close_backend(xl_backend *base)
 
 /* Where the parts of the table lie; the same offsets on host and device. */
 struct table_layout {
-    size_t ids, out_rows, runs, chunks, bytes;
+    size_t ids, out_rows, runs, chunks, samples, bytes;
 };
 
 table_layout table_of(const cuda_backend *be)
@@ -128,7 +131,8 @@ table_layout table_of(const cuda_backend *be)
     t.out_rows = xl_round_up(be->opt.max_rows * sizeof(int32_t), 64);
     t.runs = t.out_rows + xl_round_up(be->opt.max_rows * sizeof(uint32_t), 64);
     t.chunks = t.runs + xl_round_up(be->opt.max_runs * sizeof(cuda_run), 64);
-    t.bytes = t.chunks + xl_round_up(be->max_chunks * sizeof(cuda_chunk), 64);
+    t.samples = t.chunks + xl_round_up(be->max_chunks * sizeof(cuda_chunk), 64);
+    t.bytes = t.samples + be->opt.max_rows * sizeof(cuda_sample);
     return t;
 }
 
@@ -223,6 +227,7 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
     be->table_bytes = table.bytes;
     code = cudaMallocHost(&be->host_table, table.bytes);
     if (code == cudaSuccess) code = cudaMallocHost(&be->host_faults, o->max_rows * sizeof(uint32_t));
+    if (code == cudaSuccess) code = cudaMallocHost(&be->host_chosen, o->max_rows * sizeof(int32_t));
     for (int i = 0; i < 2 && code == cudaSuccess; i++) {
         code = cudaMallocHost(&be->pinned[i], STAGING);
         if (code == cudaSuccess) code = cudaEventCreateWithFlags(&be->pinned_free[i], cudaEventDisableTiming);
@@ -242,12 +247,16 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
         result = cuda_alloc(be, (void **)&be->intra, be->intra_bytes, "chunkwise scratch", err);
     }
     if (result == XLSTM_OK && o->state == XLSTM_I8) result = cuda_int8_open(be, err);
+    if (result == XLSTM_OK)
+        result = cuda_alloc(be, (void **)&be->chosen, o->max_rows * sizeof(int32_t), "chosen ids", err);
+    if (result == XLSTM_OK) result = cuda_sample_open(be, err);
     if (result != XLSTM_OK) goto fail;
     be->faults = be->counters + COUNTERS;
     be->ids = (int32_t *)(be->device_table + table.ids);
     be->out_rows = (uint32_t *)(be->device_table + table.out_rows);
     be->runs = (cuda_run *)(be->device_table + table.runs);
     be->chunks = (cuda_chunk *)(be->device_table + table.chunks);
+    be->samples = (cuda_sample *)(be->device_table + table.samples);
     be->ops.reserve((size_t)o->num_blocks * 12 + 16);
     be->graphs.reserve(GRAPHS);
     if (cuda_gemm_open(be) != XLSTM_OK) xl_logf(o->log, XLSTM_LOG_WARNING, "cuda: %s", be->gemm_note);
@@ -446,7 +455,7 @@ const xl_state_layout *layout_of(const xl_backend *base) { return &cuda_of(base)
 cuda_graph *find_graph(cuda_backend *be)
 {
     for (cuda_graph &g : be->graphs) {
-        if (g.rows == be->batch.rows && g.n_out == be->batch.n_out) return &g;
+        if (g.rows == be->batch.rows && g.n_out == be->batch.n_out && g.sampled == (be->batch.n_samples > 0)) return &g;
     }
     return nullptr;
 }
@@ -497,6 +506,12 @@ void fill_table(cuda_backend *be)
         if (kind == SINGLE) be->n_single = n;
         if (kind != CHUNKED) be->n_step = n;
     }
+    cuda_sample *samples = (cuda_sample *)(be->host_table + at.samples);
+    if (batch->n_samples > 0) memset(samples, 0, batch->n_out * sizeof(*samples));
+    for (uint32_t i = 0; i < batch->n_samples; i++) {
+        const xl_sample *from = &batch->samples[i];
+        samples[from->out] = {from->uniform, from->n_tokens, from->top_k, from->temperature, from->top_p, from->min_p};
+    }
     be->n_chunked = n - be->n_step;
     be->decode = be->n_single == n;
 }
@@ -523,7 +538,8 @@ int begin(xl_backend *base, const xl_batch *batch, bool *replay, xlstm_error *er
     const size_t parts[][2] = {{at.ids, batch->rows * sizeof(int32_t)},
                                {at.out_rows, batch->n_out * sizeof(uint32_t)},
                                {at.runs, batch->n_runs * sizeof(cuda_run)},
-                               {at.chunks, be->n_chunks * sizeof(cuda_chunk)}};
+                               {at.chunks, be->n_chunks * sizeof(cuda_chunk)},
+                               {at.samples, batch->n_samples > 0 ? batch->n_out * sizeof(cuda_sample) : 0}};
     cudaError_t code = cudaSuccess;
     for (size_t i = 0; i < XL_COUNT(parts) && code == cudaSuccess; i++) {
         if (parts[i][1] == 0) continue;
@@ -573,6 +589,9 @@ void run_ops(cuda_backend *be)
         case cuda_op::SOFTCAP:
             cuda_run_softcap(be, op);
             break;
+        case cuda_op::SAMPLE:
+            cuda_run_sample(be, op);
+            break;
         }
     }
     be->ops.clear();
@@ -586,11 +605,16 @@ void clear_faults(cuda_backend *be)
     be->after_kernel = false;
 }
 
-void fetch_faults(cuda_backend *be)
+/* Fault codes and chosen ids. */
+void fetch_results(cuda_backend *be)
 {
     cudaError_t code = cudaMemcpyAsync(be->host_faults, be->faults, be->batch.rows * sizeof(uint32_t),
                                        cudaMemcpyDeviceToHost, be->stream);
-    if (code != cudaSuccess) cuda_note(be, code, "fetching fault codes");
+    if (code == cudaSuccess && be->batch.n_samples > 0) {
+        code = cudaMemcpyAsync(be->host_chosen, be->chosen, be->batch.n_out * sizeof(int32_t), cudaMemcpyDeviceToHost,
+                               be->stream);
+    }
+    if (code != cudaSuccess) cuda_note(be, code, "fetching results");
     be->after_kernel = false;
 }
 
@@ -614,7 +638,7 @@ bool capture(cuda_backend *be, cuda_graph *g)
     }
     clear_faults(be);
     run_ops(be);
-    fetch_faults(be);
+    fetch_results(be);
     code = cudaStreamEndCapture(be->stream, &graph);
     if (code == cudaSuccess && be->failed == cudaSuccess) code = cudaGraphInstantiate(&g->exec, graph, 0);
     if (graph != nullptr) cudaGraphDestroy(graph);
@@ -639,9 +663,9 @@ void run_pass(cuda_backend *be)
     } else {
         bool first = be->decode && !be->batch.traced && !be->flushed && g == nullptr;
         flush(be);
-        fetch_faults(be);
+        fetch_results(be);
         if (first) {
-            cuda_graph seen = {be->batch.rows, be->batch.n_out, be->passes, nullptr};
+            cuda_graph seen = {be->batch.rows, be->batch.n_out, be->batch.n_samples > 0, be->passes, nullptr};
             if (be->graphs.size() == GRAPHS) {
                 size_t oldest = 0;
                 for (size_t i = 1; i < GRAPHS; i++) {
@@ -670,6 +694,7 @@ int submit(xl_backend *base, uint32_t *faults, xlstm_error *err)
     if (result != XLSTM_OK) return result;
     if (be->failed != cudaSuccess) return cuda_fail(err, be->failed, be->failed_what);
     memcpy(faults, be->host_faults, be->batch.rows * sizeof(uint32_t));
+    for (uint32_t i = 0; i < be->batch.n_samples; i++) be->batch.chosen[i] = be->host_chosen[be->batch.samples[i].out];
     return XLSTM_OK;
 }
 
@@ -794,6 +819,14 @@ void softcap(xl_backend *be, xl_buffer *logits, uint32_t width, float cap, uint3
     op->out_rows = true;
 }
 
+void sample(xl_backend *be, const xl_buffer *logits, uint32_t width)
+{
+    cuda_op *op = record(be, cuda_op::SAMPLE);
+    op->x = logits;
+    op->width = width;
+    op->out_rows = true;
+}
+
 } // namespace
 
 extern "C" const xl_backend_ops *xlstm_cuda_backend(void)
@@ -829,6 +862,7 @@ extern "C" const xl_backend_ops *xlstm_cuda_backend(void)
         .submit = submit,
         .norm_linear = nullptr,
         .most_runs = cuda_most_runs,
+        .sample = sample,
     };
     return &ops;
 }

@@ -69,11 +69,18 @@ struct cuda_chunk {
     uint32_t row, count;
 };
 
+/* A choice from an output row; n_tokens 0: none is wanted. */
+struct cuda_sample {
+    double uniform;
+    uint32_t n_tokens, top_k;
+    float temperature, top_p, min_p;
+};
+
 enum { CHUNK = 64 };      /* most tokens a piece */
 enum { COUNTERS = 2048 }; /* kernels of a pass that hand out work */
 
 struct cuda_op {
-    enum kind_t { EMBED, RMSNORM, LINEAR, MLSTM, MHNORM, SWIGLU, ADD, GATHER, SOFTCAP } kind;
+    enum kind_t { EMBED, RMSNORM, LINEAR, MLSTM, MHNORM, SWIGLU, ADD, GATHER, SOFTCAP, SAMPLE } kind;
     xl_buffer *y;
     const xl_buffer *x, *x2;
     const xl_matrix *matrix;
@@ -87,6 +94,7 @@ struct cuda_op {
 
 struct cuda_graph {
     uint32_t rows, n_out;
+    bool sampled;
     uint64_t used;        /* pass number, for replacement */
     cudaGraphExec_t exec; /* NULL: seen once */
 };
@@ -103,7 +111,7 @@ struct cuda_backend {
     cudaStream_t stream;
     bool overlap; /* programmatic dependent launch works here */
 
-    /* one upload a pass: ids, out_rows, runs, chunks */
+    /* one upload a pass: ids, out_rows, runs, chunks, samples */
     uint8_t *host_table, *device_table;
     size_t table_bytes;
     int32_t *ids;
@@ -111,6 +119,10 @@ struct cuda_backend {
     cuda_run *runs; /* of one token first, then the other stepped ones, then chunked ones */
     cuda_chunk *chunks;
     size_t max_chunks;
+    cuda_sample *samples;          /* [n_out] */
+    int32_t *chosen, *host_chosen; /* [n_out] */
+    float *sample_weights;         /* [sample_blocks][vocab_size] */
+    uint32_t sample_blocks;
     uint32_t *counters, *faults, *host_faults; /* counters [COUNTERS], then faults: one clearing */
     uint32_t n_counters;                       /* handed to kernels of this pass */
     uint8_t *intra;                            /* chunkwise scratch: per chunk and head */
@@ -257,6 +269,10 @@ size_t cuda_intra_bytes(const cuda_backend *be); /* scratch a chunk and head */
 int cuda_int8_open(cuda_backend *be, xlstm_error *err);
 void cuda_int8_close(cuda_backend *be);
 void cuda_run_int8(cuda_backend *be, const cuda_op *op);
+
+/* cuda_sample.cu */
+int cuda_sample_open(cuda_backend *be, xlstm_error *err);
+void cuda_run_sample(cuda_backend *be, const cuda_op *op);
 
 /* cuda_quant.cu */
 bool cuda_quant_supported(xlstm_dtype t);

@@ -164,10 +164,11 @@ int load(cuda_backend *be, xl_store *s, xlstm_error *err)
         if (idle == nullptr) {
             size_t free = 0, total = 0;
             cudaMemGetInfo(&free, &total);
-            return xl_fail(err, XLSTM_E_MEMORY,
-                           "cuda: a batch of %u sessions: the device has room for %u states of %zu bytes, and %zu bytes "
-                           "free; evaluate fewer together",
-                           be->batch.n_runs, be->n_blocks, be->store_bytes, free);
+            return xl_fail(
+                err, XLSTM_E_MEMORY,
+                "cuda: a batch of %u sessions: the device has room for %u states of %zu bytes, and %zu bytes "
+                "free; evaluate fewer together",
+                be->batch.n_runs, be->n_blocks, be->store_bytes, free);
         }
         code = spill(be, idle, &place);
     }
