@@ -114,8 +114,7 @@ typedef struct xlstm_model_options {
     uint32_t threads;         /* 0: all online CPUs */
     uint32_t chunk_size;      /* tokens a chunk in prefill; 0: the checkpoint's (64). 1 .. 4096 */
     uint32_t max_rows;        /* most token rows in one pass through the blocks; 0: 512. Bounds scratch memory */
-    uint32_t device_states;   /* most sessions whose states are in a GPU's memory at once, the least recently used wait in
-                                 the host's; 0: as many as fit there */
+    uint32_t device_states;   /* most states in a GPU's memory at once, the others wait in the host's; 0: what fits */
     uint32_t cpu_mask;        /* instruction sets the cpu backend may use, XLSTM_CPU_* bits; 0: all it finds */
     bool no_repack;           /* use weights where they are mapped; no second layout */
     bool headers_only;        /* read facts only: no weights are prepared and no session can be made */
@@ -235,11 +234,11 @@ typedef enum xlstm_want { XLSTM_WANT_NONE = 0, XLSTM_WANT_LAST = 1, XLSTM_WANT_A
 /* A run of consecutive tokens of one session. */
 typedef struct xlstm_segment {
     xlstm_session *session;
-    const int32_t *tokens; /* [count], each in [0, vocab_size) */
-    size_t count;          /* >= 1 */
-    xlstm_want want;       /* which rows' logits are handed over */
-    float *logits;         /* out: [vocab_size] for LAST, [count][vocab_size] for ALL; NULL: session keeps the last */
-    int status;            /* out: XLSTM_OK, or why this segment failed while others may have succeeded */
+    const int32_t *tokens;  /* [count], each in [0, vocab_size) */
+    size_t count;           /* >= 1 */
+    xlstm_want want;        /* which rows' logits are handed over */
+    float *logits;          /* out: [vocab_size] for LAST, [count][vocab_size] for ALL; NULL: session keeps the last */
+    int status;             /* out: XLSTM_OK, or why this segment failed while others may have succeeded */
     xlstm_sampler *sampler; /* chooses from the last token's logits; NULL: none */
     int32_t id;             /* out: what it chose; -1 if it failed or there is none */
 } xlstm_segment;

@@ -247,8 +247,7 @@ static int settle_row(pass *p, uint32_t out, xlstm_error *err)
     float *to = NULL;
     if (g->want != XLSTM_WANT_NONE && g->logits != NULL)
         to = g->logits + (g->want == XLSTM_WANT_ALL ? (size_t)row->token * V : 0);
-    else if (sampled || (last && g->want != XLSTM_WANT_NONE))
-        to = s->logits;
+    else if (sampled || (last && g->want != XLSTM_WANT_NONE)) to = s->logits;
     if (to == NULL) return XLSTM_OK;
     int result = m->backend->ops->buffer_read(m->backend, m->b.logits, out * V, to, V, err);
     if (result != XLSTM_OK) return result;
@@ -293,13 +292,10 @@ static int settle(pass *p, size_t n_segments, xlstm_error *err)
 /* Runs one pass over what fits; *done is set when nothing was left. A traced session has its passes to itself. */
 static int run_pass(xlstm_model *m, xlstm_segment *segments, size_t n, bool *done, xlstm_error *err)
 {
-    pass p = {.m = m,
-              .segments = segments,
-              .batch = {.ids = m->ids,
-                        .runs = m->runs,
-                        .out_rows = m->out_rows,
-                        .samples = m->samples,
-                        .chosen = m->chosen}};
+    pass p = {
+        .m = m,
+        .segments = segments,
+        .batch = {.ids = m->ids, .runs = m->runs, .out_rows = m->out_rows, .samples = m->samples, .chosen = m->chosen}};
     const xl_backend_ops *ops = m->backend->ops;
     uint32_t most_runs = ops->most_runs != NULL ? ops->most_runs(m->backend) : m->max_rows;
     for (size_t i = 0; i < n && p.batch.rows < m->max_rows && p.batch.n_runs < most_runs; i++) {

@@ -433,7 +433,8 @@ static void test_a_choice_that_fails_fails_its_segment_alone(void **state)
     xlstm_model *m = open_model(MODEL, NULL);
     xlstm_logit_bias *none = malloc(V * sizeof(*none));
     for (int32_t i = 0; i < V; i++) none[i] = (xlstm_logit_bias){i, -INFINITY};
-    xlstm_sampler *stuck = new_sampler(&(xlstm_sampler_options){.bias = none, .n_bias = V}), *fine = new_sampler(NULL), *big;
+    xlstm_sampler *stuck = new_sampler(&(xlstm_sampler_options){.bias = none, .n_bias = V}), *fine = new_sampler(NULL),
+                  *big;
     int32_t ids[2] = {5, 6};
     xlstm_segment g[2] = {{.session = new_session(m), .tokens = ids, .count = 2, .sampler = stuck},
                           {.session = new_session(m), .tokens = ids, .count = 2, .sampler = fine}};
@@ -445,7 +446,7 @@ static void test_a_choice_that_fails_fails_its_segment_alone(void **state)
     assert_int_equal(g[1].status, XLSTM_OK);
     assert_in_range(g[1].id, 0, V - 1);
     assert_int_equal(xlstm_session_position(g[0].session), 3); /* BOS and both tokens */
-    g[0].sampler = fine;                                        /* the session is well */
+    g[0].sampler = fine;                                       /* the session is well */
     assert_int_equal(xlstm_evaluate(m, g, 1, &err), XLSTM_OK);
     assert_int_equal(xlstm_sampler_new(&big, V + 1, NULL, NULL), XLSTM_OK);
     g[0].sampler = big;
