@@ -567,7 +567,7 @@ XLSTM_API void xlstm_sampler_free(xlstm_sampler *sampler);
 /* Tells the penalties that an id is part of the text (prompt or chosen). */
 XLSTM_API void xlstm_sampler_accept(xlstm_sampler *sampler, int32_t id);
 /* Chooses from logits [>= n_tokens], which stay untouched. Does not accept the id. Same seed, same calls, same ids.
- * XLSTM_E_NONFINITE if a logit is NaN. */
+ * XLSTM_E_NONFINITE if a logit is NaN. (xlstm_evaluate does the same for a segment that has a sampler.) */
 XLSTM_API int xlstm_sampler_choose(int32_t *id, xlstm_sampler *sampler, const float *logits, xlstm_error *err);
 
 #ifdef __cplusplus

@@ -10,10 +10,12 @@ extern "C" {
 #include "sampler.h"
 }
 
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <thread>
 
 static uint64_t seed = 0x243f6a8885a308d3ull;
 static bool quick, race;
@@ -1374,6 +1376,81 @@ static void test_spill()
     printf("spill: %d checks, %d failures so far\n", checks - before, failures);
 }
 
+/* States of other sessions made, written, copied, cleared, read and freed until told to stop; counts what went wrong. */
+static void bother(xl_backend *be, uint32_t mark, const std::atomic<bool> *stop, std::atomic<int> *bad)
+{
+    const xl_backend_ops *ops = be->ops;
+    std::vector<uint8_t> image(ops->layout(be)->total_bytes), back(image.size());
+    for (uint32_t turn = 0; !*stop || turn < 3; turn++) {
+        xl_store *a = nullptr, *b = nullptr;
+        for (size_t i = 0; i < image.size(); i++) image[i] = (uint8_t)(i * 7 + mark + turn);
+        bool well = ops->store_new(be, &a, nullptr) == XLSTM_OK && ops->store_new(be, &b, nullptr) == XLSTM_OK &&
+                    ops->store_write(be, a, image.data(), nullptr) == XLSTM_OK &&
+                    ops->store_copy(be, b, a, nullptr) == XLSTM_OK &&
+                    ops->store_read(be, a, image.data(), nullptr) == XLSTM_OK &&
+                    ops->store_zero(be, a, nullptr) == XLSTM_OK &&
+                    ops->store_read(be, b, back.data(), nullptr) == XLSTM_OK;
+        *bad += !well || image != back;
+        ops->store_free(be, a);
+        ops->store_free(be, b);
+    }
+}
+
+/* Passes of one thread, many of them recorded, with or without others at work on states of their own. */
+static std::vector<uint8_t> pass_on(bool company)
+{
+    xl_backend_options o = options_for(XLSTM_F32);
+    o.device_states = 3;
+    twins t(o);
+    const xl_backend_ops *ops = t.c->ops;
+    std::atomic<bool> stop(false);
+    std::atomic<int> bad(0);
+    std::vector<std::thread> others;
+    for (uint32_t i = 0; company && i < 4; i++) others.emplace_back(bother, t.c, 50 * i, &stop, &bad);
+    xl_store *s[3];
+    for (xl_store *&one : s) MUST(ops->store_new(t.c, &one, &err));
+    twin_buffer q = t.buffer(3, o.num_heads * o.head_qk), v = t.buffer(3, o.num_heads * o.head_v),
+                gates = t.buffer(3, 2 * o.num_heads), h = t.buffer(3, o.num_heads * o.head_v);
+    t.fill(q, 1), t.fill(v, 1), t.fill(gates, 3, true);
+    for (uint32_t step = 0; step < 40; step++) {
+        xl_run runs[3];
+        int32_t ids[3] = {};
+        xl_batch batch = {};
+        batch.ids = ids;
+        batch.runs = runs;
+        batch.rows = batch.n_runs = 1 + step % 3;
+        for (uint32_t i = 0; i < batch.n_runs; i++) runs[i] = {i, 1, step, s[(step / 3 + i) % 3]};
+        bool replay;
+        MUST(ops->begin(t.c, &batch, &replay, &err));
+        for (uint32_t block = 0; block < o.num_blocks && !replay; block++) {
+            xl_mlstm cell = {h.c, q.c, q.c, v.c, gates.c, block, 15.0f, 1e-6f, 5};
+            ops->mlstm(t.c, &cell);
+        }
+        MUST(ops->submit(t.c, t.fc.data(), &err));
+    }
+    std::vector<uint8_t> all, image(ops->layout(t.c)->total_bytes);
+    for (xl_store *one : s) {
+        MUST(ops->store_read(t.c, one, image.data(), &err));
+        all.insert(all.end(), image.begin(), image.end());
+    }
+    stop = true;
+    for (std::thread &other : others) other.join();
+    check("threads", "states of others", bad, 0);
+    for (xl_store *one : s) ops->store_free(t.c, one);
+    t.drop(q), t.drop(v), t.drop(gates), t.drop(h);
+    return all;
+}
+
+static void test_threads()
+{
+    int before = checks;
+    uint64_t start = seed;
+    std::vector<uint8_t> alone = pass_on(false);
+    seed = start;
+    check("threads", "bits", alone != pass_on(true), 0);
+    printf("threads: %d checks, %d failures so far\n", checks - before, failures);
+}
+
 static void test_errors()
 {
     xl_backend_options o = options_for(XLSTM_F32);
@@ -1409,6 +1486,7 @@ int main(int argc, char **argv)
                   {"int8-turns", test_int8_turns, true},
                   {"poison", test_poison, true},
                   {"spill", test_spill, true},
+                  {"threads", test_threads, true},
                   {"sample", test_sample, true}};
     setvbuf(stdout, nullptr, _IOLBF, 0);
     const char *only = nullptr;
