@@ -2,7 +2,7 @@
  * cuda_bench.cu — speed of the cuda backend on the 7B geometry with random weights made in place: decode at several
  * batch sizes, prefill, time to first token, and each kind of operation by itself against the device's copy bandwidth.
  * Calls the operations in the order of forward.c. One JSON object a line on stdout.
- *   cuda_bench [--weights bf16|q8_0|q4_k|q4_0|f32] [--act bf16|f32] [--state f32|bf16] [--decode 1,8,64]
+ *   cuda_bench [--weights bf16|q8_0|q4_k|q4_0|f32] [--act bf16|f32] [--state f32|bf16|int8] [--decode 1,8,64]
  *              [--prefill 512,2048,8192] [--parts] [--tokens 32] [--blocks 32]
  */
 #include "cuda_device.cuh"
@@ -140,6 +140,7 @@ static void forward(model &m, const xl_batch &batch, int parts, bool *replayed)
         l.weight = m.head, l.out = m.logits, l.stride = V, l.wide = true;
         ops->linear(m.be, &l, 1, m.u, true);
         ops->softcap(m.be, m.logits, V, 30.0f, 6);
+        if (batch.n_samples > 0) ops->sample(m.be, m.logits, V);
     }
 }
 
@@ -344,6 +345,9 @@ int main(int argc, char **argv)
     std::vector<uint32_t> faults(rows), out(outs);
     std::vector<float> logits(outs * V);
     std::vector<xl_run> table_runs(std::max<size_t>(1, runs));
+    std::vector<xl_sample> samples;
+    std::vector<int32_t> chosen(outs);
+    for (uint32_t i = 0; i < outs; i++) samples.push_back({i, V, 40, 0.8f, 0.95f, 0, 0.37});
     for (uint32_t i = 0; i < rows; i++) ids[i] = (int32_t)((i * 7919u + 13) % V);
     uint64_t position = 0;
     auto batch_of = [&](uint32_t n_runs, uint32_t count, bool traced) {
@@ -382,18 +386,22 @@ int main(int argc, char **argv)
     };
     for (int n : decode) {
         reset();
-        std::vector<double> with, without;
-        for (int i = 0; i < tokens + 6; i++) {
-            double s = once(batch_of((uint32_t)n, 1, false), P_ALL, i % 2 == 0);
+        /* in turn: nothing fetched; logits; ids chosen on the device with temperature, top-k and top-p */
+        std::vector<double> times[3];
+        for (int i = 0; i < 3 * tokens / 2 + 9; i++) {
+            xl_batch b = batch_of((uint32_t)n, 1, false);
+            if (i % 3 == 2) b.samples = samples.data(), b.n_samples = (uint32_t)n, b.chosen = chosen.data();
+            double s = once(b, P_ALL, i % 3 == 1);
             position++;
-            if (i >= 6) (i % 2 == 0 ? with : without).push_back(s);
+            if (i >= 9) times[i % 3].push_back(s);
         }
-        double pure = median(without), all = median(with);
+        double pure = median(times[0]), all = median(times[1]), sampled = median(times[2]);
         double bytes = m.weight_bytes + 2.0 * n * m.state_bytes;
         printf("{\"decode\":%d,\"ms\":%.4f,\"tokens_per_s\":%.1f,\"ms_with_logits\":%.4f,"
-               "\"tokens_per_s_with_logits\":%.1f,"
+               "\"tokens_per_s_with_logits\":%.1f,\"ms_sampled\":%.4f,\"tokens_per_s_sampled\":%.1f,"
                "\"bytes_per_s\":%.4g,\"of_read_bandwidth\":%.3f}\n",
-               n, pure * 1e3, n / pure, all * 1e3, n / all, bytes / pure, bytes / pure / read);
+               n, pure * 1e3, n / pure, all * 1e3, n / all, sampled * 1e3, n / sampled, bytes / pure,
+               bytes / pure / read);
     }
     if (parts) {
         struct {

@@ -204,7 +204,7 @@ static int answer(chat *c, const id_list *ids)
         display d = {0};
         status = sample_start(&s, v->session, sampler, c->tokenizer, &c->sampling, ids->ids, ids->n);
         if (status == EXIT_OK) {
-            status = generate_samples(&s, 1, c->o->max_tokens, show, &d, &c->last);
+            status = generate_samples(&s, 1, c->o->max_tokens, true, show, &d, &c->last);
             output("\n", 1);
             output_flush();
         }

@@ -300,7 +300,7 @@ static int generate_samples_for(batch *b, counters *c)
         status = echo(b);
     }
     if (status == EXIT_OK) {
-        status = generate_samples(b->samples, b->n, o->max_tokens, show, b, c);
+        status = generate_samples(b->samples, b->n, o->max_tokens, o->state_out != NULL, show, b, c);
         bool stopped = b->samples[0].reason == STOP_INTERRUPT;
         interrupt_clear();
         if (status == EXIT_OK)

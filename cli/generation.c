@@ -1,6 +1,7 @@
 /*
- * generation.c — see generation.h. A sample is a state machine: choose an id from the session's logits, decode it, look
- * for stop texts, show what is certain; generate_samples drives all of them with one evaluate call a step.
+ * generation.c — see generation.h. A sample is a state machine: take the id that was chosen, decode it, look for stop
+ * texts, show what is certain; generate_samples drives all of them with one evaluate call a step, which reads the ids and
+ * chooses the next ones.
  */
 #include "generation.h"
 
@@ -195,7 +196,7 @@ int sample_start(sample *s, xlstm_session *session, xlstm_sampler *sampler, cons
                  const sampling_options *options, const int32_t *context, size_t n_context)
 {
     enum { CONTEXT = 16 }; /* ids that can matter to a decoder */
-    *s = (sample){.session = session, .sampler = sampler, .options = options};
+    *s = (sample){.session = session, .sampler = sampler, .options = options, .next = -1};
     buffer_add(&s->text, "", 0);
     if (!tokenizer)
         return EXIT_OK;
@@ -288,17 +289,25 @@ static bool is_in(const int32_t *ids, size_t n, int32_t id)
     return false;
 }
 
-/* Chooses the next id and takes it in. */
+/* The first id comes from the logits that the prompt or a state left. */
+static int choose_first(sample *s)
+{
+    const float *logits = xlstm_session_logits(s->session);
+    xlstm_error err = {0};
+    if (!logits)
+        return fail("the state holds no logits to go on from; give a prompt");
+    return xlstm_sampler_choose(&s->next, s->sampler, logits, &err) ? fail_error(&err) : EXIT_OK;
+}
+
+/* Takes in the next id. */
 static int sample_step(sample *s, uint64_t max_tokens)
 {
     const xlstm_model_info *info = xlstm_model_get_info(xlstm_session_model(s->session));
-    const float *logits = xlstm_session_logits(s->session);
-    if (!logits)
-        return fail("the state holds no logits to go on from; give a prompt");
     xlstm_error err = {0};
-    int32_t id;
-    if (xlstm_sampler_choose(&id, s->sampler, logits, &err))
-        return fail_error(&err);
+    int status = s->next < 0 ? choose_first(s) : EXIT_OK;
+    if (status)
+        return status;
+    int32_t id = s->next;
     bool own = is_in(s->options->stop_id.ids, s->options->stop_id.n, id);
     if (own || (!s->options->ignore_eos && is_in(info->stop_ids, info->n_stop_ids, id))) {
         s->stop_id = id;
@@ -326,7 +335,8 @@ static int sample_step(sample *s, uint64_t max_tokens)
 
 /* ---- all samples ------------------------------------------------------------------------------------------------ */
 
-int generate_samples(sample *samples, size_t n, uint64_t max_tokens, show_fn show, void *user, counters *c)
+int generate_samples(sample *samples, size_t n, uint64_t max_tokens, bool keep_logits, show_fn show, void *user,
+                     counters *c)
 {
     if (max_tokens == 0) {
         for (size_t i = 0; i < n; i++) {
@@ -354,8 +364,11 @@ int generate_samples(sample *samples, size_t n, uint64_t max_tokens, show_fn sho
             show(user, s);
             if (s->reason != STOP_NONE)
                 continue;
-            segments[live++] = (xlstm_segment){
-                .session = s->session, .tokens = &s->ids.ids[s->ids.n - 1], .count = 1, .want = XLSTM_WANT_LAST};
+            segments[live++] = (xlstm_segment){.session = s->session,
+                                               .tokens = &s->ids.ids[s->ids.n - 1],
+                                               .count = 1,
+                                               .want = keep_logits ? XLSTM_WANT_LAST : XLSTM_WANT_NONE,
+                                               .sampler = s->sampler};
         }
         if (status || live == 0)
             break;
@@ -363,9 +376,12 @@ int generate_samples(sample *samples, size_t n, uint64_t max_tokens, show_fn sho
         if (xlstm_evaluate(model, segments, live, &err))
             status = fail_error(&err);
         c->steps++;
-        for (size_t i = 0; i < n; i++)
-            if (samples[i].reason == STOP_NONE)
-                samples[i].n_read = samples[i].ids.n;
+        for (size_t i = 0, at = 0; i < n; i++) {
+            if (samples[i].reason != STOP_NONE)
+                continue;
+            samples[i].n_read = samples[i].ids.n;
+            samples[i].next = segments[at++].id;
+        }
     }
     for (size_t i = 0; i < n; i++) {
         c->output_tokens += samples[i].ids.n;

@@ -79,6 +79,7 @@ typedef struct sample {
     size_t shown_ids;  /* ids certain to be part of the result: no stop text can take them back */
     buffer text;       /* decoded */
     size_t shown_text; /* bytes of it certain to be part of the result */
+    int32_t next;      /* id chosen when the last one was read; -1: none yet */
     stop_reason reason;
     int32_t stop_id;       /* with STOP_EOS and STOP_ID */
     const char *stop_text; /* with STOP_TEXT */
@@ -92,9 +93,11 @@ void sample_free(sample *s);
 /* Called whenever a sample has more to show, or has ended. */
 typedef void (*show_fn)(void *user, sample *s);
 
-/* Runs `n` samples, whose sessions hold logits, to their ends in one ragged batch; at most `max_tokens` ids each.
+/* Runs `n` samples, whose sessions hold logits, to their ends in one ragged batch; at most `max_tokens` ids each. With
+ * `keep_logits` the sessions hold logits afterwards, too; without, they need not leave the device they are computed on.
  * EXIT_OK (an interruption is a reason, not a failure) or EXIT_RUNTIME after a message. */
-int generate_samples(sample *samples, size_t n, uint64_t max_tokens, show_fn show, void *user, counters *c);
+int generate_samples(sample *samples, size_t n, uint64_t max_tokens, bool keep_logits, show_fn show, void *user,
+                     counters *c);
 
 /*
  * Makes the session stand exactly after the text shown: reads what it has not read, or, after a stop text, goes back to

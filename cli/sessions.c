@@ -339,7 +339,7 @@ static int say(talk *t, sampling_options *sampling)
         status = sample_start(&s, t->session, sampler, t->tokenizer, sampling, p.ids.ids, p.ids.n);
     }
     if (status == EXIT_OK)
-        status = generate_samples(&s, 1, t->o->max_tokens, print_more, &printed, &c);
+        status = generate_samples(&s, 1, t->o->max_tokens, true, print_more, &printed, &c);
     if (status == EXIT_OK && t->o->max_tokens > 0) {
         print_more(&printed, &s);
         output("\n", 1);

@@ -66,6 +66,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -108,6 +109,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -131,6 +133,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -156,6 +159,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -198,6 +202,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -224,6 +229,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -245,6 +251,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -279,6 +286,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -304,6 +312,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -355,6 +364,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -403,6 +413,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \

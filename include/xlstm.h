@@ -114,6 +114,7 @@ typedef struct xlstm_model_options {
     uint32_t threads;         /* 0: all online CPUs */
     uint32_t chunk_size;      /* tokens a chunk in prefill; 0: the checkpoint's (64). 1 .. 4096 */
     uint32_t max_rows;        /* most token rows in one pass through the blocks; 0: 512. Bounds scratch memory */
+    uint32_t device_states;   /* most states in a GPU's memory at once, the others wait in the host's; 0: what fits */
     uint32_t cpu_mask;        /* instruction sets the cpu backend may use, XLSTM_CPU_* bits; 0: all it finds */
     bool no_repack;           /* use weights where they are mapped; no second layout */
     bool headers_only;        /* read facts only: no weights are prepared and no session can be made */
@@ -210,6 +211,7 @@ XLSTM_API int xlstm_model_draw_wiring(char **out, const xlstm_model *model, bool
 
 typedef struct xlstm_session xlstm_session;
 typedef struct xlstm_state xlstm_state;
+typedef struct xlstm_sampler xlstm_sampler;
 
 /* A fresh session: C = 0, n = 0, m = 0, position 0. */
 XLSTM_API int xlstm_session_new(xlstm_session **out, xlstm_model *model, xlstm_error *err);
@@ -232,11 +234,13 @@ typedef enum xlstm_want { XLSTM_WANT_NONE = 0, XLSTM_WANT_LAST = 1, XLSTM_WANT_A
 /* A run of consecutive tokens of one session. */
 typedef struct xlstm_segment {
     xlstm_session *session;
-    const int32_t *tokens; /* [count], each in [0, vocab_size) */
-    size_t count;          /* >= 1 */
-    xlstm_want want;       /* which rows' logits are computed */
-    float *logits;         /* out: [vocab_size] for LAST, [count][vocab_size] for ALL; NULL: session keeps the last */
-    int status;            /* out: XLSTM_OK, or why this segment failed while others may have succeeded */
+    const int32_t *tokens;  /* [count], each in [0, vocab_size) */
+    size_t count;           /* >= 1 */
+    xlstm_want want;        /* which rows' logits are handed over */
+    float *logits;          /* out: [vocab_size] for LAST, [count][vocab_size] for ALL; NULL: session keeps the last */
+    int status;             /* out: XLSTM_OK, or why this segment failed while others may have succeeded */
+    xlstm_sampler *sampler; /* chooses from the last token's logits; NULL: none */
+    int32_t id;             /* out: what it chose; -1 if it failed or there is none */
 } xlstm_segment;
 
 /*
@@ -245,6 +249,12 @@ typedef struct xlstm_segment {
  * whatever else is in the batch, for any thread count, and wherever the sequence was cut at multiples of chunk_size.
  * If BOS is due it is read first; logits stay aligned with the caller's tokens.
  * Returns the first segment's failure. XLSTM_E_NONFINITE poisons the session concerned; the others are complete.
+ *
+ * A segment's sampler chooses as xlstm_sampler_choose would from these logits, and does not accept the id. Where the
+ * backend can (cuda, without bias and penalties) the choice is made on the device, and with WANT_NONE no logits come
+ * back from there; a random number within about 1e-9 of the border between two ids may then choose the other one.
+ * Segments may share a sampler: they draw in their order. One that fails may have drawn. Failing to choose fails the
+ * segment, whose tokens are read all the same.
  */
 XLSTM_API int xlstm_evaluate(xlstm_model *model, xlstm_segment *segments, size_t n, xlstm_error *err);
 /* One segment, logits of the last token: xlstm_session_logits. */
@@ -529,8 +539,6 @@ XLSTM_API int xlstm_imatrix_save(const xlstm_imatrix *imatrix, const char *path,
 
 /* ---- sampler ---------------------------------------------------------------------------------------------------- */
 
-typedef struct xlstm_sampler xlstm_sampler;
-
 typedef struct xlstm_logit_bias {
     int32_t id;
     float bias; /* added to the logit; -INFINITY forbids the id */
@@ -559,7 +567,7 @@ XLSTM_API void xlstm_sampler_free(xlstm_sampler *sampler);
 /* Tells the penalties that an id is part of the text (prompt or chosen). */
 XLSTM_API void xlstm_sampler_accept(xlstm_sampler *sampler, int32_t id);
 /* Chooses from logits [>= n_tokens], which stay untouched. Does not accept the id. Same seed, same calls, same ids.
- * XLSTM_E_NONFINITE if a logit is NaN. */
+ * XLSTM_E_NONFINITE if a logit is NaN. (xlstm_evaluate does the same for a segment that has a sampler.) */
 XLSTM_API int xlstm_sampler_choose(int32_t *id, xlstm_sampler *sampler, const float *logits, xlstm_error *err);
 
 #ifdef __cplusplus

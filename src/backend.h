@@ -41,6 +41,7 @@ typedef struct xl_backend_options {
     /* geometry, for scratch */
     uint32_t num_blocks, num_heads, head_qk, head_v, embedding_dim, ffn_dim, vocab_size;
     xlstm_dtype state; /* F32, BF16 or I8 (reference64 always keeps F64) */
+    uint32_t device_states; /* most states in a device's own memory, others wait in the host's; 0: as many as fit */
     const xl_log *log;
 } xl_backend_options;
 
@@ -70,6 +71,16 @@ typedef struct xl_run {
     xl_store *store;
 } xl_run;
 
+/* A choice of an id from a row of logits, by the rules of sampler.c where neither bias nor penalties apply. */
+typedef struct xl_sample {
+    uint32_t out;       /* the row: index in out_rows */
+    uint32_t n_tokens;  /* ids 0 .. n_tokens-1 may be chosen */
+    uint32_t top_k;     /* n_tokens: off */
+    float temperature;  /* 0: greedy */
+    float top_p, min_p; /* 0: off */
+    double uniform;     /* random number in [0, 1) */
+} xl_sample;
+
 typedef struct xl_batch {
     const int32_t *ids; /* [rows], valid */
     uint32_t rows;
@@ -77,6 +88,9 @@ typedef struct xl_batch {
     uint32_t n_runs;
     const uint32_t *out_rows; /* [n_out], ascending: rows whose logits are wanted */
     uint32_t n_out;
+    const xl_sample *samples; /* [n_samples], ascending rows, one a row at most; none for backends without `sample` */
+    uint32_t n_samples;
+    int32_t *chosen; /* out [n_samples], filled by submit: ids; -1 where a logit is NaN or +Inf, or all are -Inf */
     bool traced; /* buffers are read between operations: run them one by one, never replay */
 } xl_batch;
 
@@ -184,6 +198,10 @@ typedef struct xl_backend_ops {
     /* Optional: NULL when the backend has nothing better than the composition. */
     void (*norm_linear)(xl_backend *be, const xl_linear *group, uint32_t n, const xl_buffer *x, const xl_norm *norm,
                         xl_buffer *scratch); /* linear(rmsnorm(x)) over the batch's rows */
+    /* Most runs a batch can have at present. NULL: as many as max_runs. */
+    uint32_t (*most_runs)(xl_backend *be);
+    /* After softcap, in batches with samples: makes the choices. */
+    void (*sample)(xl_backend *be, const xl_buffer *logits, uint32_t width);
 } xl_backend_ops;
 
 struct xl_backend {

@@ -153,7 +153,7 @@ static void ffn_layer(xlstm_model *m, uint32_t i, tap *t)
 
 /* ---- the whole pass --------------------------------------------------------------------------------------------- */
 
-static void head(xlstm_model *m, uint32_t n_out, tap *t)
+static void head(xlstm_model *m, const xl_batch *batch, tap *t)
 {
     const xl_backend_ops *ops = m->backend->ops;
     const xl_config *c = &m->config;
@@ -172,9 +172,10 @@ static void head(xlstm_model *m, uint32_t n_out, tap *t)
     ops->softcap(m->backend, b->logits, d->vocab_size, c->logit_soft_cap, xl_fault_code(d->num_blocks, XL_AT_LOGITS));
     if (t->trace != NULL) {
         t->block = -1;
-        show(t, "out_norm", in, n_out, d->embedding_dim);
-        show(t, "logits", b->logits, n_out, d->vocab_size);
+        show(t, "out_norm", in, batch->n_out, d->embedding_dim);
+        show(t, "logits", b->logits, batch->n_out, d->vocab_size);
     }
+    if (batch->n_samples > 0) ops->sample(m->backend, b->logits, d->vocab_size);
 }
 
 int xl_forward(xlstm_model *m, const xl_batch *batch, const xl_trace *trace, xlstm_error *err)
@@ -197,7 +198,7 @@ int xl_forward(xlstm_model *m, const xl_batch *batch, const xl_trace *trace, xls
             mlstm_layer(m, i, &t);
             ffn_layer(m, i, &t);
         }
-        if (batch->n_out > 0) head(m, batch->n_out, &t);
+        if (batch->n_out > 0) head(m, batch, &t);
     }
     if (result == XLSTM_OK) result = ops->submit(m->backend, m->faults, err);
     xl_release(t.values);

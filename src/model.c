@@ -370,6 +370,7 @@ static int make_backend(xlstm_model *m, const xlstm_model_options *o, const xl_l
         .ffn_dim = d->ffn_dim,
         .vocab_size = d->vocab_size,
         .state = c->numerics.state.dtype,
+        .device_states = o->device_states,
         .log = log,
     };
     int result = xl_backend_open(&m->backend, o->backend, &options, err);
@@ -413,7 +414,10 @@ static int make_pass(xlstm_model *m, xlstm_error *err)
     m->out_rows = xl_calloc(m->max_rows, sizeof(*m->out_rows), err);
     m->faults = xl_calloc(m->max_rows, sizeof(*m->faults), err);
     m->pass = xl_calloc(m->max_rows, sizeof(*m->pass), err);
-    bool made = m->ids != NULL && m->runs != NULL && m->out_rows != NULL && m->faults != NULL && m->pass != NULL;
+    m->samples = xl_calloc(m->max_rows, sizeof(*m->samples), err);
+    m->chosen = xl_calloc(m->max_rows, sizeof(*m->chosen), err);
+    bool made = m->ids != NULL && m->runs != NULL && m->out_rows != NULL && m->faults != NULL && m->pass != NULL &&
+                m->samples != NULL && m->chosen != NULL;
     return made ? XLSTM_OK : XLSTM_E_MEMORY;
 }
 
@@ -504,6 +508,8 @@ void xlstm_model_free(xlstm_model *m)
     xl_release(m->out_rows);
     xl_release(m->faults);
     xl_release(m->pass);
+    xl_release(m->samples);
+    xl_release(m->chosen);
     xlstm_tokenizer_free(m->tokenizer);
     xl_wiring_free(&m->wiring);
     xl_weights_close(m->weights);

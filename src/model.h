@@ -29,10 +29,12 @@ typedef struct xl_pass_buffers {
     xl_buffer *logits;     /* [V] */
 } xl_pass_buffers;
 
-/* What a row of a pass is: which segment, and which of its tokens (-1: the inserted BOS). */
+/* What a row of a pass is: which segment, which of its tokens (-1: the inserted BOS), and which of the pass's samples is
+ * taken from it by the backend (-1: none). */
 typedef struct xl_pass_row {
     uint32_t segment;
     int64_t token;
+    int32_t sample;
 } xl_pass_row;
 
 enum { XL_IDLE_STORES = 8, XL_IDLE_BYTES = 512 << 20 }; /* most stores kept, and most bytes of them */
@@ -65,6 +67,8 @@ struct xlstm_model {
     uint32_t *out_rows; /* [max_rows] */
     uint32_t *faults;   /* [max_rows] */
     xl_pass_row *pass;  /* [max_rows] */
+    xl_sample *samples; /* [max_rows] */
+    int32_t *chosen;    /* [max_rows] */
 };
 
 /* The folder that small files are looked for in: `path` itself, or where the weights file lies. Freed by the caller. */
@@ -76,8 +80,8 @@ typedef struct xl_trace {
     void *user;
 } xl_trace;
 
-/* Runs a batch through embedding, blocks, final norm and head; logits of batch->out_rows are then in b.logits and
- * m->faults holds a fault code per row. `trace` may be NULL. Caller holds m->lock. */
+/* Runs a batch through embedding, blocks, final norm and head; logits of batch->out_rows are then in b.logits,
+ * m->faults holds a fault code per row, and batch->chosen what its samples came to. `trace` may be NULL. Caller holds m->lock. */
 int xl_forward(xlstm_model *m, const xl_batch *batch, const xl_trace *trace, xlstm_error *err);
 
 #endif

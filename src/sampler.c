@@ -19,7 +19,7 @@
  * uses the upper 53 bits. The exponential is computed here in plain float arithmetic, so that the same seed and logits
  * choose the same ids on every machine, whatever its C library.
  */
-#include "base.h"
+#include "sampler.h"
 
 #include <float.h>
 #include <math.h>
@@ -205,6 +205,23 @@ void xlstm_sampler_free(xlstm_sampler *sampler)
         return;
     xl_release(sampler->arena);
     xl_release(sampler);
+}
+
+/* ---- for choices made elsewhere --------------------------------------------------------------------------------- */
+
+uint32_t xl_sampler_size(const xlstm_sampler *s)
+{
+    return s->n;
+}
+
+const xlstm_sampler_options *xl_sampler_plain(const xlstm_sampler *s)
+{
+    return s->penalties || s->options.n_bias > 0 ? NULL : &s->options;
+}
+
+double xl_sampler_draw(xlstm_sampler *s)
+{
+    return s->options.temperature > 0.0f ? random_uniform(s->random) : 0.0;
 }
 
 /* ---- penalties -------------------------------------------------------------------------------------------------- */
@@ -496,7 +513,7 @@ int xlstm_sampler_choose(int32_t *id, xlstm_sampler *s, const float *logits, xls
     total = 0.0;
     for (size_t i = 0; i < n; i++)
         total += (double)c[i].value;
-    double target = random_uniform(s->random) * total;
+    double target = xl_sampler_draw(s) * total;
     double sum = 0.0;
     size_t chosen = 0;
     for (size_t i = 0; i < n && sum <= target; i++) {

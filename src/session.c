@@ -1,12 +1,18 @@
 /*
  * session.c — sessions and the ragged batch: checks the segments, inserts BOS, cuts the tokens into passes that fit the
- * buffers, and hands logits and faults back to the segments they belong to.
+ * buffers, and hands logits, faults and chosen ids back to the segments they belong to.
  *
- * Cuts. A pass takes at most max_rows rows. A segment that does not fit is cut where its sequence's position is a
- * multiple of the chunk size, and nowhere else: the cell rounds at the same places whatever shares the pass, so
- * results are bit-identical in any company.
+ * Cuts. A pass takes at most max_rows rows, and no more sequences than the backend has room for at a time. A segment
+ * whose rows do not fit is cut where its sequence's position is a multiple of the chunk size, and nowhere else: the cell
+ * rounds at the same places whatever shares the pass, so results are bit-identical in any company.
+ *
+ * Choices. A backend that samples makes the plain ones inside the pass; their random numbers are drawn when the last
+ * token enters. The others, and all on other backends, are made here from the logits. Either way a sampler draws in the
+ * order of segments.
  */
 #include "session.h"
+
+#include "sampler.h"
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
@@ -129,6 +135,10 @@ static int check_segment(const xlstm_model *m, xlstm_segment *g, size_t i, xlstm
                            g->tokens[t], m->info.vocab_size - 1);
         }
     }
+    if (g->sampler != NULL && xl_sampler_size(g->sampler) > m->info.vocab_size) {
+        return xl_fail(err, XLSTM_E_ARGUMENT, "segment %zu: its sampler chooses among %u ids, the model has %u", i,
+                       xl_sampler_size(g->sampler), m->info.vocab_size);
+    }
     if (s->poisoned) {
         return xl_fail(err, XLSTM_E_NONFINITE,
                        "segment %zu: its session is poisoned by an earlier non-finite value; reset or restore it", i);
@@ -142,7 +152,6 @@ typedef struct pass {
     xlstm_model *m;
     xlstm_segment *segments;
     xl_batch batch;
-    uint32_t first_segment, n_out;
     const xl_trace *trace;
 } pass;
 
@@ -160,6 +169,22 @@ static size_t cut(uint64_t position, size_t left, size_t room, size_t chunk)
     return border > position ? (size_t)(border - position) : 0;
 }
 
+/* Leaves the choice from output row `out` to the backend, if it can make it; returns the sample's index or -1. */
+static int32_t ask_backend(pass *p, xlstm_sampler *sampler, uint32_t out)
+{
+    xlstm_model *m = p->m;
+    const xlstm_sampler_options *o = xl_sampler_plain(sampler);
+    if (m->backend->ops->sample == NULL || o == NULL) return -1;
+    m->samples[p->batch.n_samples] = (xl_sample){.out = out,
+                                                 .n_tokens = xl_sampler_size(sampler),
+                                                 .top_k = o->top_k,
+                                                 .temperature = o->temperature,
+                                                 .top_p = o->top_p,
+                                                 .min_p = o->min_p,
+                                                 .uniform = xl_sampler_draw(sampler)};
+    return (int32_t)p->batch.n_samples++;
+}
+
 /* Puts as much of a segment into the pass as fits; returns whether anything did. */
 static bool enter(pass *p, uint32_t index)
 {
@@ -173,15 +198,17 @@ static bool enter(pass *p, uint32_t index)
         uint32_t row = p->batch.rows++;
         bool bos = s->bos_due;
         m->ids[row] = bos ? m->info.bos_id : g->tokens[s->taken];
-        m->pass[row] = (xl_pass_row){index, bos ? -1 : (int64_t)s->taken};
+        m->pass[row] = (xl_pass_row){index, bos ? -1 : (int64_t)s->taken, -1};
         s->token_hash = xl_token_hash(s->token_hash, m->ids[row]);
         s->position++;
         if (bos) {
             s->bos_due = false;
             continue;
         }
-        bool last = ++s->taken == g->count;
-        if (g->want == XLSTM_WANT_ALL || (g->want == XLSTM_WANT_LAST && last)) m->out_rows[p->batch.n_out++] = row;
+        bool last = ++s->taken == g->count, sampled = last && g->sampler != NULL;
+        if (!sampled && g->want != XLSTM_WANT_ALL && !(g->want == XLSTM_WANT_LAST && last)) continue;
+        if (sampled) m->pass[row].sample = ask_backend(p, g->sampler, p->batch.n_out);
+        m->out_rows[p->batch.n_out++] = row;
     }
     return true;
 }
@@ -203,12 +230,38 @@ static int report_fault(const xlstm_model *m, uint32_t code, uint64_t position, 
                    where, stage_names[stage], (unsigned long long)position, which);
 }
 
-/* Gives the rows' faults and logits to their segments. */
+/* Gives an output row's logits to its segment and makes the choice from them that the backend did not make. Failing to
+ * choose is the segment's failure. */
+static int settle_row(pass *p, uint32_t out, xlstm_error *err)
+{
+    xlstm_model *m = p->m;
+    const xl_pass_row *row = &m->pass[m->out_rows[out]];
+    xlstm_segment *g = &p->segments[row->segment];
+    xlstm_session *s = g->session;
+    size_t V = m->info.vocab_size;
+    bool last = (size_t)row->token + 1 == g->count, sampled = last && g->sampler != NULL;
+    if (sampled && row->sample >= 0) {
+        g->id = m->chosen[row->sample];
+        sampled = g->id < 0; /* the sampler says why */
+    }
+    float *to = NULL;
+    if (g->want != XLSTM_WANT_NONE && g->logits != NULL)
+        to = g->logits + (g->want == XLSTM_WANT_ALL ? (size_t)row->token * V : 0);
+    else if (sampled || (last && g->want != XLSTM_WANT_NONE)) to = s->logits;
+    if (to == NULL) return XLSTM_OK;
+    int result = m->backend->ops->buffer_read(m->backend, m->b.logits, out * V, to, V, err);
+    if (result != XLSTM_OK) return result;
+    if (last && g->want != XLSTM_WANT_NONE) {
+        if (to != s->logits) memcpy(s->logits, to, V * sizeof(float));
+        s->has_logits = true;
+    }
+    return sampled ? g->status = xlstm_sampler_choose(&g->id, g->sampler, to, err) : XLSTM_OK;
+}
+
+/* Gives the rows' faults, logits and choices to their segments. */
 static int settle(pass *p, size_t n_segments, xlstm_error *err)
 {
     xlstm_model *m = p->m;
-    const xl_backend_ops *ops = m->backend->ops;
-    size_t V = m->info.vocab_size;
     int first = XLSTM_OK;
     for (uint32_t r = 0; r < p->batch.n_runs; r++) {
         const xl_run *run = &m->runs[r];
@@ -227,19 +280,11 @@ static int settle(pass *p, size_t n_segments, xlstm_error *err)
         if (first == XLSTM_OK) first = g->status;
     }
     for (uint32_t i = 0; i < p->batch.n_out; i++) {
-        const xl_pass_row *row = &m->pass[m->out_rows[i]];
-        xlstm_segment *g = &p->segments[row->segment];
-        xlstm_session *s = g->session;
+        const xlstm_segment *g = &p->segments[m->pass[m->out_rows[i]].segment];
         if (g->status != XLSTM_OK) continue;
-        bool last = (size_t)row->token + 1 == g->count;
-        float *to = g->logits == NULL ? NULL : g->logits + (g->want == XLSTM_WANT_ALL ? (size_t)row->token * V : 0);
-        if (to == NULL && !last) continue;
-        int result = ops->buffer_read(m->backend, m->b.logits, i * V, to != NULL ? to : s->logits, V, err);
-        if (result != XLSTM_OK) return result;
-        if (last) {
-            if (to != NULL) memcpy(s->logits, to, V * sizeof(float));
-            s->has_logits = true;
-        }
+        int result = settle_row(p, i, first == XLSTM_OK ? err : NULL);
+        if (result != XLSTM_OK && g->status == XLSTM_OK) return result; /* the device failed, not the choice */
+        if (first == XLSTM_OK) first = result;
     }
     return first;
 }
@@ -247,10 +292,13 @@ static int settle(pass *p, size_t n_segments, xlstm_error *err)
 /* Runs one pass over what fits; *done is set when nothing was left. A traced session has its passes to itself. */
 static int run_pass(xlstm_model *m, xlstm_segment *segments, size_t n, bool *done, xlstm_error *err)
 {
-    pass p = {.m = m,
-              .segments = segments,
-              .batch = {.ids = m->ids, .runs = m->runs, .out_rows = m->out_rows}};
-    for (size_t i = 0; i < n && p.batch.rows < m->max_rows; i++) {
+    pass p = {
+        .m = m,
+        .segments = segments,
+        .batch = {.ids = m->ids, .runs = m->runs, .out_rows = m->out_rows, .samples = m->samples, .chosen = m->chosen}};
+    const xl_backend_ops *ops = m->backend->ops;
+    uint32_t most_runs = ops->most_runs != NULL ? ops->most_runs(m->backend) : m->max_rows;
+    for (size_t i = 0; i < n && p.batch.rows < m->max_rows && p.batch.n_runs < most_runs; i++) {
         if (rows_left(&segments[i]) == 0) continue;
         bool traced = segments[i].session->trace.fn != NULL;
         if (traced && p.batch.rows > 0) break;
@@ -286,6 +334,7 @@ int xlstm_evaluate(xlstm_model *m, xlstm_segment *segments, size_t n, xlstm_erro
     for (; checked < n && result == XLSTM_OK; checked++) {
         xlstm_segment *g = &segments[checked];
         g->status = XLSTM_OK;
+        g->id = -1;
         result = check_segment(m, g, checked, err);
         if (result != XLSTM_OK) {
             g->status = result;

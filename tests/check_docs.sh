@@ -51,7 +51,7 @@ while read -r line; do
         help=$("$XLSTM" "$command" --help 2>/dev/null || true)
         for flag in $(echo "$line" | sed 's/"[^"]*"//g; s/#.*//' | grep -oE '(^| )--?[a-z][a-z0-9-]*' || true); do
             mentioned=$((mentioned + 1))
-            echo "$help" | grep -qE -- "(^|[ ,])$flag\b" || wrong "$command has no $flag: $line"
+            grep -qE -- "(^|[ ,])$flag\b" <<< "$help" || wrong "$command has no $flag: $line"
         done
     fi
 done < <(grep -hE '^    (build/)?xlstm [a-z]+' "${documents[@]}")

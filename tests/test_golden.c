@@ -94,7 +94,11 @@ static xlstm_session *open_session(xlstm_model *model)
 static void feed(xlstm_session *session, const int32_t *ids, size_t n, float *rows)
 {
     xlstm_error err = {0};
-    xlstm_segment segment = {session, ids, n, rows != NULL ? XLSTM_WANT_ALL : XLSTM_WANT_LAST, rows, 0};
+    xlstm_segment segment = {.session = session,
+                             .tokens = ids,
+                             .count = n,
+                             .want = rows != NULL ? XLSTM_WANT_ALL : XLSTM_WANT_LAST,
+                             .logits = rows};
     require(xlstm_evaluate(xlstm_session_model(session), &segment, 1, &err), &err);
 }
 

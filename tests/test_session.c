@@ -3,7 +3,9 @@
  * that ships. Bit-identity is checked with memcmp on logits and on serialised states.
  */
 #include "make_model.h"
+#include "model.h"
 #include "poison.h"
+#include "sampler.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -162,6 +164,41 @@ static void test_results_do_not_depend_on_company(void **state)
     xlstm_model_free(alone_model);
 }
 
+static uint32_t room_for_two(xl_backend *be)
+{
+    (void)be;
+    return 2;
+}
+
+/* A backend that has room for two sequences at a time takes the others in further passes. */
+static void test_a_batch_larger_than_the_backend_takes_passes(void **state)
+{
+    (void)state;
+    xlstm_model *m = open_model(MODEL, NULL);
+    int32_t ids[SEQUENCES][200];
+    xlstm_session *alone[SEQUENCES], *s[SEQUENCES];
+    xlstm_segment g[SEQUENCES];
+    for (size_t i = 0; i < SEQUENCES; i++) {
+        random_ids(ids[i], lengths[i]);
+        alone[i] = new_session(m);
+        s[i] = new_session(m);
+        prefill(alone[i], ids[i], lengths[i]);
+        g[i] = (xlstm_segment){.session = s[i], .tokens = ids[i], .count = lengths[i], .want = XLSTM_WANT_LAST};
+    }
+    const xl_backend_ops *real = m->backend->ops;
+    xl_backend_ops small = *real;
+    small.most_runs = room_for_two;
+    m->backend->ops = &small;
+    assert_int_equal(xlstm_evaluate(m, g, SEQUENCES, NULL), XLSTM_OK);
+    m->backend->ops = real;
+    for (size_t i = 0; i < SEQUENCES; i++) {
+        assert_same(s[i], alone[i]);
+        xlstm_session_free(s[i]);
+        xlstm_session_free(alone[i]);
+    }
+    xlstm_model_free(m);
+}
+
 static void test_cuts_at_chunk_borders_change_nothing(void **state)
 {
     (void)state;
@@ -226,6 +263,202 @@ static void test_cpu_agrees_with_the_references(void **state)
     assert_true(largest_difference(all[1], all[0], 40 * V) < 1e-4);
     assert_true(largest_difference(all[2], all[0], 40 * V) < 1e-4);
     for (size_t b = 0; b < 3; b++) free(all[b]);
+}
+
+/* ---- samplers of segments ---------------------------------------------------------------------------------------- */
+
+static xlstm_sampler *new_sampler(const xlstm_sampler_options *options)
+{
+    xlstm_sampler *s;
+    assert_int_equal(xlstm_sampler_new(&s, V, options, NULL), XLSTM_OK);
+    return s;
+}
+
+enum { SAMPLED = 5, STEPS = 12 };
+static const xlstm_logit_bias against = {17, -3};
+static const xlstm_sampler_options rules[SAMPLED] = {
+    {.temperature = 0},
+    {.temperature = 1, .seed = 1},
+    {.temperature = 0.8f, .top_k = 40, .top_p = 0.9f, .min_p = 0.01f, .seed = 2},
+    {.temperature = 1.2f, .repetition_penalty = 1.3f, .presence_penalty = 0.2f, .seed = 3},
+    {.temperature = 1, .bias = &against, .n_bias = 1, .seed = 4},
+};
+
+/* Ids that sessions of a batch choose step by step, [STEPS][SAMPLED]: by their segments, or from the sessions' logits. */
+static void continue_text(xlstm_model *m, int32_t *out, bool by_segment, xlstm_want want)
+{
+    int32_t ids[SAMPLED][30];
+    xlstm_session *s[SAMPLED];
+    xlstm_sampler *samplers[SAMPLED];
+    xlstm_segment g[SAMPLED];
+    seed = 777;
+    for (size_t i = 0; i < SAMPLED; i++) {
+        random_ids(ids[i], 30);
+        s[i] = new_session(m);
+        samplers[i] = new_sampler(&rules[i]);
+        for (size_t t = 0; t < 30; t++) xlstm_sampler_accept(samplers[i], ids[i][t]);
+        g[i] = (xlstm_segment){.session = s[i], .tokens = ids[i], .count = 10 + 5 * i};
+    }
+    for (size_t step = 0; step < STEPS; step++) {
+        for (size_t i = 0; i < SAMPLED; i++) {
+            g[i].want = by_segment ? want : XLSTM_WANT_LAST;
+            g[i].sampler = by_segment ? samplers[i] : NULL;
+            g[i].id = 12345;
+        }
+        assert_int_equal(xlstm_evaluate(m, g, SAMPLED, NULL), XLSTM_OK);
+        for (size_t i = 0; i < SAMPLED; i++) {
+            int32_t *id = &out[step * SAMPLED + i];
+            *id = g[i].id;
+            if (!by_segment) {
+                assert_int_equal(g[i].id, -1);
+                assert_int_equal(xlstm_sampler_choose(id, samplers[i], xlstm_session_logits(s[i]), NULL), XLSTM_OK);
+            } else if (want == XLSTM_WANT_NONE) {
+                assert_null(xlstm_session_logits(s[i]));
+            } else {
+                assert_non_null(xlstm_session_logits(s[i]));
+            }
+            xlstm_sampler_accept(samplers[i], *id);
+            g[i].tokens = id;
+            g[i].count = 1;
+        }
+    }
+    for (size_t i = 0; i < SAMPLED; i++) {
+        xlstm_session_free(s[i]);
+        xlstm_sampler_free(samplers[i]);
+    }
+}
+
+static void test_a_segments_sampler_chooses_what_its_logits_say(void **state)
+{
+    (void)state;
+    int32_t want[STEPS * SAMPLED], got[STEPS * SAMPLED];
+    for (uint32_t rows = 64; rows <= 512; rows *= 8) { /* in several passes, in one */
+        xlstm_model *m = open_model(MODEL, &(xlstm_model_options){.max_rows = rows});
+        continue_text(m, want, false, XLSTM_WANT_LAST);
+        for (int w = XLSTM_WANT_NONE; w <= XLSTM_WANT_ALL; w++) {
+            continue_text(m, got, true, (xlstm_want)w);
+            assert_memory_equal(got, want, sizeof(want));
+        }
+        xlstm_model_free(m);
+    }
+}
+
+/* A backend that samples: greedy, from the logits of the pass, noting what it was asked. */
+static const xl_batch *sampling_batch;
+static const xl_backend_ops *real_ops;
+static uint32_t asked;
+static bool refuses;
+
+static int begin_sampling(xl_backend *be, const xl_batch *batch, bool *replay, xlstm_error *err)
+{
+    sampling_batch = batch;
+    return real_ops->begin(be, batch, replay, err);
+}
+
+static void sample_greedily(xl_backend *be, const xl_buffer *logits, uint32_t width)
+{
+    float *row = malloc(width * sizeof(*row));
+    for (uint32_t i = 0; i < sampling_batch->n_samples; i++) {
+        const xl_sample *r = &sampling_batch->samples[i];
+        assert_int_equal(r->n_tokens, V);
+        assert_int_equal(r->top_k, V);
+        assert_true(r->temperature == 0 && r->uniform == 0);
+        assert_int_equal(real_ops->buffer_read(be, logits, (size_t)r->out * width, row, width, NULL), XLSTM_OK);
+        int32_t best = 0;
+        for (uint32_t id = 1; id < width; id++) best = row[id] > row[best] ? (int32_t)id : best;
+        sampling_batch->chosen[i] = refuses ? -1 : best;
+        asked++;
+    }
+    free(row);
+}
+
+static void test_a_backend_that_samples_is_asked(void **state)
+{
+    (void)state;
+    xlstm_model *m = open_model(MODEL, NULL);
+    xlstm_sampler *greedy = new_sampler(NULL), *biased = new_sampler(&rules[4]), *twin = new_sampler(&rules[4]);
+    int32_t ids[3][20];
+    xlstm_segment g[3], plain[3];
+    for (size_t i = 0; i < 3; i++) {
+        random_ids(ids[i], 20);
+        g[i] = (xlstm_segment){.session = new_session(m), .tokens = ids[i], .count = 20};
+        plain[i] = g[i];
+        plain[i].session = new_session(m);
+        plain[i].want = XLSTM_WANT_LAST;
+    }
+    assert_int_equal(xlstm_evaluate(m, plain, 3, NULL), XLSTM_OK);
+    g[0].want = XLSTM_WANT_ALL; /* many output rows, the last of which is sampled */
+    g[0].logits = malloc(20 * V * sizeof(float));
+    g[0].sampler = g[2].sampler = greedy;
+    g[1].sampler = biased; /* not for the backend */
+    real_ops = m->backend->ops;
+    xl_backend_ops ops = *real_ops;
+    ops.begin = begin_sampling;
+    ops.sample = sample_greedily;
+    m->backend->ops = &ops;
+    asked = 0;
+    assert_int_equal(xlstm_evaluate(m, g, 3, NULL), XLSTM_OK);
+    assert_int_equal(asked, 2);
+    int32_t want[3];
+    for (size_t i = 0; i < 3; i++) {
+        const float *logits = xlstm_session_logits(plain[i].session);
+        assert_int_equal(xlstm_sampler_choose(&want[i], i == 1 ? twin : greedy, logits, NULL), XLSTM_OK);
+        assert_int_equal(g[i].id, want[i]);
+    }
+    assert_memory_equal(g[0].logits + 19 * V, xlstm_session_logits(plain[0].session), V * sizeof(float));
+    assert_null(xlstm_session_logits(g[2].session));
+    refuses = true; /* then the logits decide after all */
+    g[2].count = plain[2].count = 1;
+    assert_int_equal(xlstm_evaluate(m, &g[2], 1, NULL), XLSTM_OK);
+    assert_int_equal(xlstm_evaluate(m, &plain[2], 1, NULL), XLSTM_OK);
+    assert_int_equal(xlstm_sampler_choose(&want[2], greedy, xlstm_session_logits(plain[2].session), NULL), XLSTM_OK);
+    assert_int_equal(g[2].id, want[2]);
+    assert_int_equal(asked, 3);
+    refuses = false;
+    m->backend->ops = real_ops;
+    free(g[0].logits);
+    for (size_t i = 0; i < 3; i++) {
+        xlstm_session_free(g[i].session);
+        xlstm_session_free(plain[i].session);
+    }
+    xlstm_sampler_free(greedy);
+    xlstm_sampler_free(biased);
+    xlstm_sampler_free(twin);
+    xlstm_model_free(m);
+}
+
+static void test_a_choice_that_fails_fails_its_segment_alone(void **state)
+{
+    (void)state;
+    xlstm_model *m = open_model(MODEL, NULL);
+    xlstm_logit_bias *none = malloc(V * sizeof(*none));
+    for (int32_t i = 0; i < V; i++) none[i] = (xlstm_logit_bias){i, -INFINITY};
+    xlstm_sampler *stuck = new_sampler(&(xlstm_sampler_options){.bias = none, .n_bias = V}), *fine = new_sampler(NULL),
+                  *big;
+    int32_t ids[2] = {5, 6};
+    xlstm_segment g[2] = {{.session = new_session(m), .tokens = ids, .count = 2, .sampler = stuck},
+                          {.session = new_session(m), .tokens = ids, .count = 2, .sampler = fine}};
+    xlstm_error err;
+    assert_int_equal(xlstm_evaluate(m, g, 2, &err), XLSTM_E_ARGUMENT);
+    assert_non_null(strstr(err.message, "every logit is -Inf"));
+    assert_int_equal(g[0].status, XLSTM_E_ARGUMENT);
+    assert_int_equal(g[0].id, -1);
+    assert_int_equal(g[1].status, XLSTM_OK);
+    assert_in_range(g[1].id, 0, V - 1);
+    assert_int_equal(xlstm_session_position(g[0].session), 3); /* BOS and both tokens */
+    g[0].sampler = fine;                                       /* the session is well */
+    assert_int_equal(xlstm_evaluate(m, g, 1, &err), XLSTM_OK);
+    assert_int_equal(xlstm_sampler_new(&big, V + 1, NULL, NULL), XLSTM_OK);
+    g[0].sampler = big;
+    assert_int_equal(xlstm_evaluate(m, g, 1, &err), XLSTM_E_ARGUMENT);
+    assert_non_null(strstr(err.message, "4097"));
+    xlstm_session_free(g[0].session);
+    xlstm_session_free(g[1].session);
+    xlstm_sampler_free(stuck);
+    xlstm_sampler_free(fine);
+    xlstm_sampler_free(big);
+    xlstm_model_free(m);
+    free(none);
 }
 
 /* ---- BOS -------------------------------------------------------------------------------------------------------- */
@@ -421,10 +654,14 @@ static void test_evaluation_allocates_nothing(void **state)
     random_ids(ids, 700);
     xlstm_model *m = open_model(MODEL, NULL);
     xlstm_session *s = new_session(m);
+    xlstm_sampler *sampler = new_sampler(&rules[2]);
     long before = allocations;
     prefill(s, ids, 700);
     for (int i = 0; i < 5; i++) assert_int_equal(xlstm_decode(s, ids[i], NULL), XLSTM_OK);
+    xlstm_segment g = {.session = s, .tokens = ids, .count = 1, .sampler = sampler};
+    assert_int_equal(xlstm_evaluate(m, &g, 1, NULL), XLSTM_OK);
     assert_int_equal(allocations, before);
+    xlstm_sampler_free(sampler);
     xlstm_session_free(s);
     xlstm_model_free(m);
 #else
@@ -504,9 +741,13 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_results_do_not_depend_on_company),
+        cmocka_unit_test(test_a_batch_larger_than_the_backend_takes_passes),
         cmocka_unit_test(test_cuts_at_chunk_borders_change_nothing),
         cmocka_unit_test(test_every_split_agrees),
         cmocka_unit_test(test_cpu_agrees_with_the_references),
+        cmocka_unit_test(test_a_segments_sampler_chooses_what_its_logits_say),
+        cmocka_unit_test(test_a_backend_that_samples_is_asked),
+        cmocka_unit_test(test_a_choice_that_fails_fails_its_segment_alone),
         cmocka_unit_test(test_bos_is_inserted_once_and_only_when_due),
         cmocka_unit_test(test_fork_snapshot_and_bytes_continue_identically),
         cmocka_unit_test(test_misuse_is_refused),

@@ -17,7 +17,9 @@ else
 fi
 name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr 'A-Z ' 'a-z_')
 "$build/cuda_bench" --decode 1,2,4,8,16,32,64 --parts --prefill 512,2048,8192 | tee "$results/cuda_${name}_bf16.json"
-"$build/cuda_bench" --state bf16 --decode 1,64 | tee "$results/cuda_${name}_bf16_state_bf16.json"
+for state in bf16 int8; do
+    "$build/cuda_bench" --state $state --decode 1,64 | tee "$results/cuda_${name}_bf16_state_$state.json"
+done
 for format in q8_0 q6_k q4_k q4_0; do
     "$build/cuda_bench" --weights $format --decode 1,8 --prefill 512 | tee "$results/cuda_${name}_$format.json"
 done

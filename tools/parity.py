@@ -46,7 +46,8 @@ class Options(ctypes.Structure):  # the first members; the rest stays zero, whic
 
 class Segment(ctypes.Structure):
     _fields_ = [("session", ctypes.c_void_p), ("tokens", ctypes.POINTER(ctypes.c_int32)), ("count", ctypes.c_size_t),
-                ("want", ctypes.c_int), ("logits", ctypes.POINTER(ctypes.c_float)), ("status", ctypes.c_int)]
+                ("want", ctypes.c_int), ("logits", ctypes.POINTER(ctypes.c_float)), ("status", ctypes.c_int),
+                ("sampler", ctypes.c_void_p), ("id", ctypes.c_int32)]
 
 
 class Engine:

@@ -1,8 +1,8 @@
 /*
- * cuda_backend.cu — the cuda backend's vtable: devices, memory, weights, states, and the pass. Operations are recorded;
+ * cuda_backend.cu — the cuda backend's vtable: devices, memory, weights, and the pass. Operations are recorded;
  * submit (or a read between them) runs them. A pass in which every run is one token is captured as a CUDA graph the
- * second time its shape is seen and replayed from then on: ids, runs and state addresses are in a table that is
- * uploaded before each pass. Built as a plugin, so that a machine without CUDA needs nothing of it. Kernels are in the
+ * second time its shape is seen and replayed from then on: ids, runs, state addresses and what is to be sampled are in a
+ * table that is uploaded before each pass. Built as a plugin, so that a machine without CUDA needs nothing of it. Kernels are in the
  * other files.
  */
 #include "cuda_internal.cuh"
@@ -17,12 +17,6 @@ constexpr size_t STAGING = 16u << 20; /* bytes of each of the two upload buffers
 constexpr uint32_t GRAPHS = 32;
 constexpr uint32_t CHUNKED_FROM = 16; /* tokens of a run from which the chunkwise form is used */
 
-int enter(const cuda_backend *be, xlstm_error *err)
-{
-    cudaError_t code = cudaSetDevice(be->device);
-    return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "selecting the device");
-}
-
 void forget_graphs(cuda_backend *be)
 {
     for (cuda_graph &g : be->graphs) {
@@ -32,6 +26,12 @@ void forget_graphs(cuda_backend *be)
 }
 
 } // namespace
+
+int cuda_enter(const cuda_backend *be, xlstm_error *err)
+{
+    cudaError_t code = cudaSetDevice(be->device);
+    return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "selecting the device");
+}
 
 void cuda_note(cuda_backend *be, cudaError_t code, const char *what)
 {
@@ -98,12 +98,8 @@ void close_backend(xl_backend *base)
         if (be->stream != nullptr) cudaStreamSynchronize(be->stream);
         forget_graphs(be);
         cuda_gemm_close(be);
-        while (be->free_stores != nullptr) {
-            xl_store *s = be->free_stores;
-            be->free_stores = s->next;
-            cudaFree(s->data);
-            delete s;
-        }
+        cuda_states_close(be);
+        cuda_int8_close(be);
         for (int i = 0; i < 2; i++) {
             cudaFreeHost(be->pinned[i]);
             cudaFree(be->raw[i]);
@@ -112,9 +108,12 @@ void close_backend(xl_backend *base)
         cudaFree(be->scratch);
         cudaFree(be->intra);
         cudaFree(be->counters);
+        cudaFree(be->chosen);
+        cudaFree(be->sample_weights);
         cudaFree(be->device_table);
         cudaFreeHost(be->host_table);
         cudaFreeHost(be->host_faults);
+        cudaFreeHost(be->host_chosen);
         if (be->stream != nullptr) cudaStreamDestroy(be->stream);
     }
     delete be;
@@ -122,7 +121,7 @@ void close_backend(xl_backend *base)
 
 /* Where the parts of the table lie; the same offsets on host and device. */
 struct table_layout {
-    size_t ids, out_rows, runs, chunks, bytes;
+    size_t ids, out_rows, runs, chunks, samples, bytes;
 };
 
 table_layout table_of(const cuda_backend *be)
@@ -132,7 +131,8 @@ table_layout table_of(const cuda_backend *be)
     t.out_rows = xl_round_up(be->opt.max_rows * sizeof(int32_t), 64);
     t.runs = t.out_rows + xl_round_up(be->opt.max_rows * sizeof(uint32_t), 64);
     t.chunks = t.runs + xl_round_up(be->opt.max_runs * sizeof(cuda_run), 64);
-    t.bytes = t.chunks + xl_round_up(be->max_chunks * sizeof(cuda_chunk), 64);
+    t.samples = t.chunks + xl_round_up(be->max_chunks * sizeof(cuda_chunk), 64);
+    t.bytes = t.samples + be->opt.max_rows * sizeof(cuda_sample);
     return t;
 }
 
@@ -179,8 +179,8 @@ int choose_device(cuda_backend *be, xlstm_error *err)
 
 int check_options(const xl_backend_options *o, xlstm_error *err)
 {
-    if (o->state != XLSTM_F32 && o->state != XLSTM_BF16) {
-        return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: state dtype %s: expected float32 or bfloat16",
+    if (o->state != XLSTM_F32 && o->state != XLSTM_BF16 && o->state != XLSTM_I8) {
+        return xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: state dtype %s: expected float32, bfloat16 or int8",
                        xlstm_dtype_name(o->state));
     }
     if (o->activations != XLSTM_F32 && o->activations != XLSTM_BF16 && o->activations != XLSTM_F16) {
@@ -219,11 +219,7 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
             err, code, code == cudaErrorNoKernelImageForDevice ? "no code for this GPU in this build" : "setting up");
         goto fail;
     }
-    /* states: C, then two copies of n and m */
-    be->c_block = be->layout.c_bytes;
-    be->n_copy = (size_t)o->num_blocks * o->num_heads * o->head_qk;
-    be->m_copy = (size_t)o->num_blocks * o->num_heads;
-    be->store_bytes = be->c_block * o->num_blocks + 2 * (be->n_copy + be->m_copy) * sizeof(float);
+    cuda_states_open(be);
     /* a piece is cut by chunk borders, by 64-token borders inside chunks, and by the run's ends */
     be->max_chunks = o->max_rows / chunk + 2 * (size_t)o->max_runs + o->max_rows / o->chunk_size + 2;
     be->max_chunks = XL_MIN(be->max_chunks, (size_t)o->max_rows);
@@ -231,6 +227,7 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
     be->table_bytes = table.bytes;
     code = cudaMallocHost(&be->host_table, table.bytes);
     if (code == cudaSuccess) code = cudaMallocHost(&be->host_faults, o->max_rows * sizeof(uint32_t));
+    if (code == cudaSuccess) code = cudaMallocHost(&be->host_chosen, o->max_rows * sizeof(int32_t));
     for (int i = 0; i < 2 && code == cudaSuccess; i++) {
         code = cudaMallocHost(&be->pinned[i], STAGING);
         if (code == cudaSuccess) code = cudaEventCreateWithFlags(&be->pinned_free[i], cudaEventDisableTiming);
@@ -249,12 +246,17 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
         be->intra_bytes = be->max_chunks * o->num_heads * cuda_intra_bytes(be);
         result = cuda_alloc(be, (void **)&be->intra, be->intra_bytes, "chunkwise scratch", err);
     }
+    if (result == XLSTM_OK && o->state == XLSTM_I8) result = cuda_int8_open(be, err);
+    if (result == XLSTM_OK)
+        result = cuda_alloc(be, (void **)&be->chosen, o->max_rows * sizeof(int32_t), "chosen ids", err);
+    if (result == XLSTM_OK) result = cuda_sample_open(be, err);
     if (result != XLSTM_OK) goto fail;
     be->faults = be->counters + COUNTERS;
     be->ids = (int32_t *)(be->device_table + table.ids);
     be->out_rows = (uint32_t *)(be->device_table + table.out_rows);
     be->runs = (cuda_run *)(be->device_table + table.runs);
     be->chunks = (cuda_chunk *)(be->device_table + table.chunks);
+    be->samples = (cuda_sample *)(be->device_table + table.samples);
     be->ops.reserve((size_t)o->num_blocks * 12 + 16);
     be->graphs.reserve(GRAPHS);
     if (cuda_gemm_open(be) != XLSTM_OK) xl_logf(o->log, XLSTM_LOG_WARNING, "cuda: %s", be->gemm_note);
@@ -277,7 +279,7 @@ void matrix_free(xl_backend *base, xl_matrix *m)
 {
     cuda_backend *be = cuda_of(base);
     if (m == nullptr) return;
-    if (enter(be, nullptr) == XLSTM_OK) {
+    if (cuda_enter(be, nullptr) == XLSTM_OK) {
         cudaStreamSynchronize(be->stream);
         forget_graphs(be);
         cudaFree(m->data);
@@ -321,7 +323,7 @@ int matrix_new(xl_backend *base, xl_matrix **out, bool *borrows, const xl_tensor
     cuda_backend *be = cuda_of(base);
     *out = nullptr;
     *borrows = false;
-    int result = enter(be, err);
+    int result = cuda_enter(be, err);
     if (result != XLSTM_OK) return result;
     bool vector = t->rank == 1;
     uint64_t cols = vector ? rows : t->shape[1];
@@ -410,7 +412,7 @@ void buffer_free(xl_backend *base, xl_buffer *b)
 {
     cuda_backend *be = cuda_of(base);
     if (b == nullptr) return;
-    if (enter(be, nullptr) == XLSTM_OK) {
+    if (cuda_enter(be, nullptr) == XLSTM_OK) {
         cudaStreamSynchronize(be->stream);
         forget_graphs(be);
         cudaFree(b->data);
@@ -422,7 +424,7 @@ int buffer_new(xl_backend *base, xl_buffer **out, size_t rows, size_t width, xls
 {
     cuda_backend *be = cuda_of(base);
     *out = nullptr;
-    int result = enter(be, err);
+    int result = cuda_enter(be, err);
     size_t n = 0;
     if (result == XLSTM_OK && (!xl_mul(&n, rows, width) || n > SIZE_MAX / 8)) {
         result = xl_fail(err, XLSTM_E_UNSUPPORTED, "cuda: a buffer of %zu rows of %zu values", rows, width);
@@ -446,145 +448,6 @@ int buffer_new(xl_backend *base, xl_buffer **out, size_t rows, size_t width, xls
     return XLSTM_OK;
 }
 
-/* ---- states ----------------------------------------------------------------------------------------------------- */
-
-float *n_of(const cuda_backend *be, const xl_store *s, uint32_t copy)
-{
-    return (float *)(s->data + be->c_block * be->opt.num_blocks) + copy * be->n_copy;
-}
-float *m_of(const cuda_backend *be, const xl_store *s, uint32_t copy) { return n_of(be, s, 2) + copy * be->m_copy; }
-
-void store_free(xl_backend *base, xl_store *s)
-{
-    cuda_backend *be = cuda_of(base);
-    if (s == nullptr) return;
-    s->next = be->free_stores;
-    be->free_stores = s;
-}
-
-int store_zero(xl_backend *base, xl_store *s, xlstm_error *err)
-{
-    cuda_backend *be = cuda_of(base);
-    int result = enter(be, err);
-    if (result != XLSTM_OK) return result;
-    s->parity = 0;
-    cudaError_t code = cudaMemsetAsync(s->data, 0, be->store_bytes, be->stream);
-    return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "clearing a state");
-}
-
-int store_new(xl_backend *base, xl_store **out, xlstm_error *err)
-{
-    cuda_backend *be = cuda_of(base);
-    *out = nullptr;
-    int result = enter(be, err);
-    if (result != XLSTM_OK) return result;
-    xl_store *s = be->free_stores;
-    if (s != nullptr) {
-        be->free_stores = s->next;
-    } else {
-        s = new (std::nothrow) xl_store();
-        if (s == nullptr) return xl_fail(err, XLSTM_E_MEMORY, "cuda: out of memory");
-        result = cuda_alloc(be, (void **)&s->data, be->store_bytes, "a session's state", err);
-        if (result != XLSTM_OK) {
-            delete s;
-            return result;
-        }
-    }
-    result = store_zero(base, s, err);
-    if (result != XLSTM_OK) {
-        store_free(base, s);
-        return result;
-    }
-    *out = s;
-    return XLSTM_OK;
-}
-
-int store_copy(xl_backend *base, xl_store *to, const xl_store *from, xlstm_error *err)
-{
-    cuda_backend *be = cuda_of(base);
-    int result = enter(be, err);
-    if (result != XLSTM_OK) return result;
-    cudaError_t code = cudaMemcpyAsync(to->data, from->data, be->store_bytes, cudaMemcpyDeviceToDevice, be->stream);
-    to->parity = from->parity;
-    return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "copying a state");
-}
-
-/* n and m between the device's float32 and the host layout, through one host copy of both. */
-cudaError_t store_small(cuda_backend *be, const xl_store *s, std::vector<float> &small, bool read)
-{
-    small.resize(be->n_copy + be->m_copy);
-    cudaMemcpyKind kind = read ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
-    float *n = n_of(be, s, s->parity), *m = m_of(be, s, s->parity);
-    cudaError_t code =
-        cudaMemcpyAsync(read ? small.data() : n, read ? n : small.data(), be->n_copy * sizeof(float), kind, be->stream);
-    if (code == cudaSuccess) {
-        code = cudaMemcpyAsync(read ? small.data() + be->n_copy : m, read ? m : small.data() + be->n_copy,
-                               be->m_copy * sizeof(float), kind, be->stream);
-    }
-    if (code == cudaSuccess) code = cudaStreamSynchronize(be->stream);
-    return code;
-}
-
-int store_read(xl_backend *base, const xl_store *s, void *host, xlstm_error *err)
-{
-    cuda_backend *be = cuda_of(base);
-    const xl_state_layout *l = &be->layout;
-    const xl_backend_options *o = &be->opt;
-    int result = enter(be, err);
-    if (result != XLSTM_OK) return result;
-    uint8_t *bytes = (uint8_t *)host;
-    cudaError_t code = cudaMemcpy2DAsync(bytes, l->block_bytes, s->data, be->c_block, l->c_bytes, o->num_blocks,
-                                         cudaMemcpyDeviceToHost, be->stream);
-    std::vector<float> small;
-    if (code == cudaSuccess) code = store_small(be, s, small, true);
-    if (code != cudaSuccess) return cuda_fail(err, code, "reading a state");
-    for (uint32_t b = 0; b < o->num_blocks; b++) {
-        memset(bytes + b * l->block_bytes + l->c_bytes, 0, l->n_bytes + l->m_bytes);
-        for (uint32_t h = 0; h < o->num_heads; h++) {
-            const float *n = small.data() + ((size_t)b * o->num_heads + h) * o->head_qk;
-            uint8_t *to = bytes + xl_state_n_offset(l, b, h);
-            for (uint32_t i = 0; i < o->head_qk; i++) {
-                uint16_t narrow = xl_f32_to_bf16(n[i]);
-                if (l->n_dtype == XLSTM_BF16) memcpy(to + 2 * i, &narrow, 2);
-                else memcpy(to + 4 * i, &n[i], 4);
-            }
-            memcpy(bytes + xl_state_m_offset(l, b, h), small.data() + be->n_copy + (size_t)b * o->num_heads + h,
-                   sizeof(float));
-        }
-    }
-    return XLSTM_OK;
-}
-
-int store_write(xl_backend *base, xl_store *s, const void *host, xlstm_error *err)
-{
-    cuda_backend *be = cuda_of(base);
-    const xl_state_layout *l = &be->layout;
-    const xl_backend_options *o = &be->opt;
-    int result = enter(be, err);
-    if (result != XLSTM_OK) return result;
-    const uint8_t *bytes = (const uint8_t *)host;
-    cudaError_t code = cudaMemcpy2DAsync(s->data, be->c_block, bytes, l->block_bytes, l->c_bytes, o->num_blocks,
-                                         cudaMemcpyHostToDevice, be->stream);
-    std::vector<float> small(be->n_copy + be->m_copy);
-    for (uint32_t b = 0; b < o->num_blocks; b++) {
-        for (uint32_t h = 0; h < o->num_heads; h++) {
-            float *n = small.data() + ((size_t)b * o->num_heads + h) * o->head_qk;
-            const uint8_t *from = bytes + xl_state_n_offset(l, b, h);
-            for (uint32_t i = 0; i < o->head_qk; i++) {
-                uint16_t narrow = 0;
-                memcpy(&narrow, from + 2 * i, 2);
-                if (l->n_dtype == XLSTM_BF16) n[i] = xl_bf16_to_f32(narrow);
-                else memcpy(&n[i], from + 4 * i, 4);
-            }
-            memcpy(small.data() + be->n_copy + (size_t)b * o->num_heads + h, bytes + xl_state_m_offset(l, b, h),
-                   sizeof(float));
-        }
-    }
-    s->parity = 0;
-    if (code == cudaSuccess) code = store_small(be, s, small, false);
-    return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "writing a state");
-}
-
 const xl_state_layout *layout_of(const xl_backend *base) { return &cuda_of(base)->layout; }
 
 /* ---- the pass --------------------------------------------------------------------------------------------------- */
@@ -592,12 +455,13 @@ const xl_state_layout *layout_of(const xl_backend *base) { return &cuda_of(base)
 cuda_graph *find_graph(cuda_backend *be)
 {
     for (cuda_graph &g : be->graphs) {
-        if (g.rows == be->batch.rows && g.n_out == be->batch.n_out) return &g;
+        if (g.rows == be->batch.rows && g.n_out == be->batch.n_out && g.sampled == (be->batch.n_samples > 0)) return &g;
     }
     return nullptr;
 }
 
-/* Fills the table's host copy; stepped runs first. */
+/* Fills the table's host copy: runs of one token first, then the other stepped ones, then those that take the chunkwise
+ * form. */
 void fill_table(cuda_backend *be)
 {
     const xl_batch *batch = &be->batch;
@@ -606,26 +470,31 @@ void fill_table(cuda_backend *be)
     if (batch->n_out > 0) memcpy(be->host_table + at.out_rows, batch->out_rows, batch->n_out * sizeof(uint32_t));
     cuda_run *runs = (cuda_run *)(be->host_table + at.runs);
     cuda_chunk *chunks = (cuda_chunk *)(be->host_table + at.chunks);
+    enum kind_t { SINGLE, STEPPED, CHUNKED };
     bool chunkwise = cuda_chunkwise_fits(be);
-    be->decode = be->single = true;
-    be->n_step = be->n_chunked = be->n_chunks = 0;
-    for (int chunked = 0; chunked < 2; chunked++) {
+    uint32_t n = 0, n_long = 0;
+    be->n_single = be->n_step = be->n_chunks = 0;
+    for (kind_t kind : {SINGLE, STEPPED, CHUNKED}) {
         for (uint32_t i = 0; i < batch->n_runs; i++) {
             const xl_run *r = &batch->runs[i];
-            if (r->count != 1) be->decode = false;
-            if ((chunkwise && r->count >= CHUNKED_FROM) != (chunked == 1)) continue;
-            if (chunked == 0 && r->count != 1) be->single = false;
-            cuda_run *d = &runs[be->n_step + be->n_chunked];
+            if (kind != (r->count == 1 ? SINGLE : chunkwise && r->count >= CHUNKED_FROM ? CHUNKED : STEPPED)) continue;
+            cuda_run *d = &runs[n++];
             d->c = r->store->data;
-            d->n_in = n_of(be, r->store, r->store->parity);
-            d->n_out = n_of(be, r->store, 1 - r->store->parity);
-            d->m_in = m_of(be, r->store, r->store->parity);
-            d->m_out = m_of(be, r->store, 1 - r->store->parity);
+            d->packed = nullptr;
+            if (be->opt.state == XLSTM_I8 && kind != SINGLE) {
+                d->packed = d->c;
+                d->c = be->unpacked + n_long++ % be->unpacked_runs * be->unpacked_bytes;
+            }
+            uint32_t now = r->store->parity;
+            d->n_in = (const float *)(r->store->data + cuda_n_at(be, now));
+            d->n_out = (float *)(r->store->data + cuda_n_at(be, 1 - now));
+            d->m_in = (const float *)(r->store->data + cuda_m_at(be, now));
+            d->m_out = (float *)(r->store->data + cuda_m_at(be, 1 - now));
             d->position = r->position;
             d->row = r->row;
             d->count = r->count;
             d->chunk0 = be->n_chunks;
-            for (uint32_t done = 0, piece; chunked == 1 && done < r->count; done += piece) {
+            for (uint32_t done = 0, piece; kind == CHUNKED && done < r->count; done += piece) {
                 uint64_t inside = (r->position + done) % be->opt.chunk_size;
                 uint64_t to_border = XL_MIN(be->opt.chunk_size - inside, CHUNK - inside % CHUNK);
                 piece = (uint32_t)XL_MIN(to_border, (uint64_t)(r->count - done));
@@ -633,17 +502,25 @@ void fill_table(cuda_backend *be)
                 chunks[be->n_chunks++].count = piece;
             }
             d->n_chunks = be->n_chunks - d->chunk0;
-            if (chunked == 1) be->n_chunked++;
-            else be->n_step++;
         }
+        if (kind == SINGLE) be->n_single = n;
+        if (kind != CHUNKED) be->n_step = n;
     }
+    cuda_sample *samples = (cuda_sample *)(be->host_table + at.samples);
+    if (batch->n_samples > 0) memset(samples, 0, batch->n_out * sizeof(*samples));
+    for (uint32_t i = 0; i < batch->n_samples; i++) {
+        const xl_sample *from = &batch->samples[i];
+        samples[from->out] = {from->uniform, from->n_tokens, from->top_k, from->temperature, from->top_p, from->min_p};
+    }
+    be->n_chunked = n - be->n_step;
+    be->decode = be->n_single == n;
 }
 
 int begin(xl_backend *base, const xl_batch *batch, bool *replay, xlstm_error *err)
 {
     cuda_backend *be = cuda_of(base);
     *replay = false;
-    int result = enter(be, err);
+    int result = cuda_enter(be, err);
     if (result != XLSTM_OK) return result;
     if (batch->rows > be->opt.max_rows || batch->n_runs > be->opt.max_runs || batch->n_out > be->opt.max_rows) {
         return xl_fail(err, XLSTM_E_ARGUMENT, "cuda: a batch of %u rows and %u runs: room is for %u and %u",
@@ -654,19 +531,25 @@ int begin(xl_backend *base, const xl_batch *batch, bool *replay, xlstm_error *er
     be->flushed = be->replay = be->after_kernel = false;
     be->failed = cudaSuccess;
     be->passes++;
+    result = cuda_states_hold(be, batch, err);
+    if (result != XLSTM_OK) return result;
     fill_table(be);
     table_layout at = table_of(be);
     const size_t parts[][2] = {{at.ids, batch->rows * sizeof(int32_t)},
                                {at.out_rows, batch->n_out * sizeof(uint32_t)},
                                {at.runs, batch->n_runs * sizeof(cuda_run)},
-                               {at.chunks, be->n_chunks * sizeof(cuda_chunk)}};
+                               {at.chunks, be->n_chunks * sizeof(cuda_chunk)},
+                               {at.samples, batch->n_samples > 0 ? batch->n_out * sizeof(cuda_sample) : 0}};
     cudaError_t code = cudaSuccess;
     for (size_t i = 0; i < XL_COUNT(parts) && code == cudaSuccess; i++) {
         if (parts[i][1] == 0) continue;
         code = cudaMemcpyAsync(be->device_table + parts[i][0], be->host_table + parts[i][0], parts[i][1],
                                cudaMemcpyHostToDevice, be->stream);
     }
-    if (code != cudaSuccess) return cuda_fail(err, code, "uploading the batch");
+    if (code != cudaSuccess) {
+        cuda_states_release(be);
+        return cuda_fail(err, code, "uploading the batch");
+    }
     be->open_pass = true;
     cuda_graph *g = be->decode && !batch->traced ? find_graph(be) : nullptr;
     *replay = be->replay = g != nullptr && g->exec != nullptr;
@@ -706,6 +589,9 @@ void run_ops(cuda_backend *be)
         case cuda_op::SOFTCAP:
             cuda_run_softcap(be, op);
             break;
+        case cuda_op::SAMPLE:
+            cuda_run_sample(be, op);
+            break;
         }
     }
     be->ops.clear();
@@ -719,11 +605,16 @@ void clear_faults(cuda_backend *be)
     be->after_kernel = false;
 }
 
-void fetch_faults(cuda_backend *be)
+/* Fault codes and chosen ids. */
+void fetch_results(cuda_backend *be)
 {
     cudaError_t code = cudaMemcpyAsync(be->host_faults, be->faults, be->batch.rows * sizeof(uint32_t),
                                        cudaMemcpyDeviceToHost, be->stream);
-    if (code != cudaSuccess) cuda_note(be, code, "fetching fault codes");
+    if (code == cudaSuccess && be->batch.n_samples > 0) {
+        code = cudaMemcpyAsync(be->host_chosen, be->chosen, be->batch.n_out * sizeof(int32_t), cudaMemcpyDeviceToHost,
+                               be->stream);
+    }
+    if (code != cudaSuccess) cuda_note(be, code, "fetching results");
     be->after_kernel = false;
 }
 
@@ -747,7 +638,7 @@ bool capture(cuda_backend *be, cuda_graph *g)
     }
     clear_faults(be);
     run_ops(be);
-    fetch_faults(be);
+    fetch_results(be);
     code = cudaStreamEndCapture(be->stream, &graph);
     if (code == cudaSuccess && be->failed == cudaSuccess) code = cudaGraphInstantiate(&g->exec, graph, 0);
     if (graph != nullptr) cudaGraphDestroy(graph);
@@ -759,11 +650,9 @@ bool capture(cuda_backend *be, cuda_graph *g)
     return true;
 }
 
-int submit(xl_backend *base, uint32_t *faults, xlstm_error *err)
+/* Launches the pass, as a whole if it was recorded, and waits for it. */
+void run_pass(cuda_backend *be)
 {
-    cuda_backend *be = cuda_of(base);
-    int result = enter(be, err);
-    if (result != XLSTM_OK) return result;
     cuda_graph *g = be->decode && !be->batch.traced && !be->flushed ? find_graph(be) : nullptr;
     if (be->replay && be->ops.empty() && g != nullptr) {
         g->used = be->passes;
@@ -774,9 +663,9 @@ int submit(xl_backend *base, uint32_t *faults, xlstm_error *err)
     } else {
         bool first = be->decode && !be->batch.traced && !be->flushed && g == nullptr;
         flush(be);
-        fetch_faults(be);
+        fetch_results(be);
         if (first) {
-            cuda_graph seen = {be->batch.rows, be->batch.n_out, be->passes, nullptr};
+            cuda_graph seen = {be->batch.rows, be->batch.n_out, be->batch.n_samples > 0, be->passes, nullptr};
             if (be->graphs.size() == GRAPHS) {
                 size_t oldest = 0;
                 for (size_t i = 1; i < GRAPHS; i++) {
@@ -791,18 +680,28 @@ int submit(xl_backend *base, uint32_t *faults, xlstm_error *err)
     }
     cudaError_t code = cudaStreamSynchronize(be->stream);
     if (be->failed == cudaSuccess && code != cudaSuccess) cuda_note(be, code, "running a pass");
+}
+
+int submit(xl_backend *base, uint32_t *faults, xlstm_error *err)
+{
+    cuda_backend *be = cuda_of(base);
+    int result = cuda_enter(be, err);
+    if (result == XLSTM_OK) run_pass(be);
     for (uint32_t i = 0; i < be->batch.n_runs; i++) be->batch.runs[i].store->parity ^= 1;
     be->open_pass = false;
     be->ops.clear();
+    cuda_states_release(be);
+    if (result != XLSTM_OK) return result;
     if (be->failed != cudaSuccess) return cuda_fail(err, be->failed, be->failed_what);
     memcpy(faults, be->host_faults, be->batch.rows * sizeof(uint32_t));
+    for (uint32_t i = 0; i < be->batch.n_samples; i++) be->batch.chosen[i] = be->host_chosen[be->batch.samples[i].out];
     return XLSTM_OK;
 }
 
 int buffer_read(xl_backend *base, const xl_buffer *b, size_t first, float *out, size_t n, xlstm_error *err)
 {
     cuda_backend *be = cuda_of(base);
-    int result = enter(be, err);
+    int result = cuda_enter(be, err);
     if (result != XLSTM_OK) return result;
     if (be->open_pass) flush(be);
     size_t size = cuda_size(b->dtype), step = (1u << 20) / size;
@@ -920,6 +819,14 @@ void softcap(xl_backend *be, xl_buffer *logits, uint32_t width, float cap, uint3
     op->out_rows = true;
 }
 
+void sample(xl_backend *be, const xl_buffer *logits, uint32_t width)
+{
+    cuda_op *op = record(be, cuda_op::SAMPLE);
+    op->x = logits;
+    op->width = width;
+    op->out_rows = true;
+}
+
 } // namespace
 
 extern "C" const xl_backend_ops *xlstm_cuda_backend(void)
@@ -935,12 +842,12 @@ extern "C" const xl_backend_ops *xlstm_cuda_backend(void)
         .buffer_new = buffer_new,
         .buffer_free = buffer_free,
         .buffer_read = buffer_read,
-        .store_new = store_new,
-        .store_free = store_free,
-        .store_zero = store_zero,
-        .store_copy = store_copy,
-        .store_read = store_read,
-        .store_write = store_write,
+        .store_new = cuda_store_new,
+        .store_free = cuda_store_free,
+        .store_zero = cuda_store_zero,
+        .store_copy = cuda_store_copy,
+        .store_read = cuda_store_read,
+        .store_write = cuda_store_write,
         .layout = layout_of,
         .begin = begin,
         .embed = embed,
@@ -954,6 +861,8 @@ extern "C" const xl_backend_ops *xlstm_cuda_backend(void)
         .softcap = softcap,
         .submit = submit,
         .norm_linear = nullptr,
+        .most_runs = cuda_most_runs,
+        .sample = sample,
     };
     return &ops;
 }

@@ -501,7 +501,7 @@ cudaError_t cuda_mlstm_setup(cuda_backend *be)
     return cudaSuccess;
 }
 
-void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
+void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op, uint32_t first, uint32_t n, size_t c_block)
 {
     const xl_backend_options *o = &be->opt;
     chunk_args a = {};
@@ -510,7 +510,7 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
     a.k = (const bf16 *)op->mlstm.k->data;
     a.v = (const bf16 *)op->mlstm.v->data;
     a.gates = (const float *)op->mlstm.gates->data;
-    a.runs = be->runs + be->n_step;
+    a.runs = be->runs + first;
     a.chunks = be->chunks;
     a.between = (intra *)be->intra;
     a.heads = o->num_heads;
@@ -518,7 +518,7 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
     a.dv = o->head_v;
     a.chunk_size = o->chunk_size;
     a.fault = op->mlstm.fault;
-    a.c_block = op->mlstm.block * be->c_block;
+    a.c_block = c_block;
     a.n_block = (size_t)op->mlstm.block * o->num_heads * o->head_qk;
     a.m_block = (size_t)op->mlstm.block * o->num_heads;
     a.cap = op->mlstm.gate_soft_cap;
@@ -528,10 +528,11 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
     a.narrow_state = o->state == XLSTM_BF16;
     a.faults = be->faults;
     variant i = intra_for(be);
-    cuda_launch(be, "mlstm intra", i.kernel, dim3(be->n_chunks, a.heads), dim3(i.threads), i.bytes, a);
+    if (first == be->n_step)
+        cuda_launch(be, "mlstm intra", i.kernel, dim3(be->n_chunks, a.heads), dim3(i.threads), i.bytes, a);
     /* narrow tiles fill the chip with one sequence, wide ones do less work twice */
     uint32_t narrow_tiles = (a.dv + 31) / 32;
-    variant s = scan_for(be, (uint64_t)narrow_tiles * a.heads * be->n_chunked > (uint64_t)be->sms);
-    cuda_launch(be, "mlstm scan", s.kernel, dim3((a.dv + s.tile - 1) / s.tile, a.heads, be->n_chunked), dim3(s.threads),
-                s.bytes, a);
+    variant s = scan_for(be, (uint64_t)narrow_tiles * a.heads * n > (uint64_t)be->sms);
+    cuda_launch(be, "mlstm scan", s.kernel, dim3((a.dv + s.tile - 1) / s.tile, a.heads, n), dim3(s.threads), s.bytes,
+                a);
 }

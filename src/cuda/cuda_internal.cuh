@@ -11,6 +11,7 @@ extern "C" {
 
 #include <cuda_runtime.h>
 
+#include <mutex>
 #include <vector>
 
 /* Weights on the device. Plain formats: [out][pitch] elements, the rest of a row zero. Block formats: tiles of 16
@@ -34,16 +35,28 @@ struct xl_buffer {
 };
 
 /* [num_blocks][NH][dq][dv] C in the state dtype, then n and m twice in float32: a pass reads one copy and writes the
- * other, because all tiles of a head read them while one writes. */
+ * other, because all tiles of a head read them while one writes. int8: a block's scales [NH][dq] come after its values.
+ * The bytes are on the device or, while others need the room there, in host memory. */
 struct xl_store {
-    uint8_t *data;
-    uint32_t parity; /* which copy is current */
-    xl_store *next;  /* free list */
+    uint8_t *data;           /* on the device, or NULL */
+    uint8_t *host;           /* in host memory, or NULL */
+    bool pinned;             /* how `host` was allocated */
+    uint32_t parity;         /* which copy of n and m is current */
+    uint64_t pass;           /* the last one it took part in */
+    xl_store *newer, *older; /* in use on the device: by last use. Free: `older` is the next */
 };
+
+/* Host memory for one state. */
+struct cuda_host_block {
+    uint8_t *bytes;
+    bool pinned;
+};
+enum { SPARE_BLOCKS = 4 }; /* most kept for the next state that has to leave the device */
 
 /* A run as kernels see it; pointers are those of block 0. */
 struct cuda_run {
     uint8_t *c;
+    uint8_t *packed; /* int8 states, several tokens: C of block 0; `c` is then room for the float32 C of any block */
     const float *n_in, *m_in;
     float *n_out, *m_out;
     uint64_t position;
@@ -56,11 +69,18 @@ struct cuda_chunk {
     uint32_t row, count;
 };
 
+/* A choice from an output row; n_tokens 0: none is wanted. */
+struct cuda_sample {
+    double uniform;
+    uint32_t n_tokens, top_k;
+    float temperature, top_p, min_p;
+};
+
 enum { CHUNK = 64 };      /* most tokens a piece */
 enum { COUNTERS = 2048 }; /* kernels of a pass that hand out work */
 
 struct cuda_op {
-    enum kind_t { EMBED, RMSNORM, LINEAR, MLSTM, MHNORM, SWIGLU, ADD, GATHER, SOFTCAP } kind;
+    enum kind_t { EMBED, RMSNORM, LINEAR, MLSTM, MHNORM, SWIGLU, ADD, GATHER, SOFTCAP, SAMPLE } kind;
     xl_buffer *y;
     const xl_buffer *x, *x2;
     const xl_matrix *matrix;
@@ -74,6 +94,7 @@ struct cuda_op {
 
 struct cuda_graph {
     uint32_t rows, n_out;
+    bool sampled;
     uint64_t used;        /* pass number, for replacement */
     cudaGraphExec_t exec; /* NULL: seen once */
 };
@@ -90,14 +111,18 @@ struct cuda_backend {
     cudaStream_t stream;
     bool overlap; /* programmatic dependent launch works here */
 
-    /* one upload a pass: ids, out_rows, runs, chunks */
+    /* one upload a pass: ids, out_rows, runs, chunks, samples */
     uint8_t *host_table, *device_table;
     size_t table_bytes;
     int32_t *ids;
     uint32_t *out_rows;
-    cuda_run *runs; /* stepped ones first, then chunked */
+    cuda_run *runs; /* of one token first, then the other stepped ones, then chunked ones */
     cuda_chunk *chunks;
     size_t max_chunks;
+    cuda_sample *samples;          /* [n_out] */
+    int32_t *chosen, *host_chosen; /* [n_out] */
+    float *sample_weights;         /* [sample_blocks][vocab_size] */
+    uint32_t sample_blocks;
     uint32_t *counters, *faults, *host_faults; /* counters [COUNTERS], then faults: one clearing */
     uint32_t n_counters;                       /* handed to kernels of this pass */
     uint8_t *intra;                            /* chunkwise scratch: per chunk and head */
@@ -105,18 +130,33 @@ struct cuda_backend {
 
     /* the pass */
     xl_batch batch;
-    uint32_t n_step, n_chunked, n_chunks;
+    uint32_t n_single, n_step, n_chunked, n_chunks; /* n_step counts the single ones, too */
     std::vector<cuda_op> ops;
     bool open_pass, flushed, replay, after_kernel;
-    bool decode, single; /* every run is one token; every stepped run is */
+    bool decode; /* every run is one token */
     cudaError_t failed;
     char failed_what[160];
     std::vector<cuda_graph> graphs;
     uint64_t passes;
 
-    /* memory */
-    xl_store *free_stores;
+    /* States. A pass holds the lock from begin to submit, other operations on states while they run: a state of the
+     * batch stays where it is, and nobody's copies end up in a recording. */
+    std::recursive_mutex states_lock;
+    xl_store *newest, *oldest, *free_stores; /* newest and oldest of those in use on the device */
+    uint32_t n_blocks, n_spilled;            /* blocks on the device, free ones included; stores in host memory */
+    cuda_host_block spares[SPARE_BLOCKS];    /* at least one whenever a store is in host memory: begin allocates none */
+    uint32_t n_spares;
+    bool holding;                                /* a pass has the lock */
     size_t store_bytes, c_block, n_copy, m_copy; /* bytes of C a block, floats of one copy of n and of m */
+    /* int8 states only */
+    size_t c_scales;   /* where the scales of a block lie behind its values */
+    uint8_t *unpacked; /* [unpacked_runs][unpacked_bytes]: float32 C of one block */
+    size_t unpacked_bytes;
+    uint32_t unpacked_runs;
+    float *partial;    /* [sms][dv] shares of h */
+    uint32_t *tickets; /* [sms] shares that are ready; each use leaves them 0 */
+
+    /* memory */
     uint8_t *pinned[2];
     cudaEvent_t pinned_free[2];
     uint8_t *raw[2]; /* device side of the same, for conversion */
@@ -131,6 +171,8 @@ struct cuda_backend {
 static inline cuda_backend *cuda_of(xl_backend *be) { return (cuda_backend *)be; }
 static inline const cuda_backend *cuda_of(const xl_backend *be) { return (const cuda_backend *)be; }
 
+/* Makes the backend's device the current one of this thread. */
+int cuda_enter(const cuda_backend *be, xlstm_error *err);
 /* Remembers the first failure of a pass. */
 void cuda_note(cuda_backend *be, cudaError_t code, const char *what);
 int cuda_fail(xlstm_error *err, cudaError_t code, const char *what);
@@ -159,6 +201,29 @@ static inline void cuda_launch(cuda_backend *be, const char *what, void (*kernel
     cudaError_t code = cudaLaunchKernelEx(&config, kernel, P(args)...);
     if (code != cudaSuccess) cuda_note(be, code, what);
     be->after_kernel = true;
+}
+
+/* cuda_states.cu */
+void cuda_states_open(cuda_backend *be); /* sizes */
+/* Brings the states of a batch to the device and keeps them there until released. Copies are enqueued. */
+int cuda_states_hold(cuda_backend *be, const xl_batch *batch, xlstm_error *err);
+void cuda_states_release(cuda_backend *be);
+uint32_t cuda_most_runs(xl_backend *base);
+void cuda_states_close(cuda_backend *be);
+int cuda_store_new(xl_backend *base, xl_store **out, xlstm_error *err);
+void cuda_store_free(xl_backend *base, xl_store *s);
+int cuda_store_zero(xl_backend *base, xl_store *s, xlstm_error *err);
+int cuda_store_copy(xl_backend *base, xl_store *to, const xl_store *from, xlstm_error *err);
+int cuda_store_read(xl_backend *base, const xl_store *s, void *host, xlstm_error *err);
+int cuda_store_write(xl_backend *base, xl_store *s, const void *host, xlstm_error *err);
+/* Where copy 0 or 1 of n and of m lies in a store. */
+static inline size_t cuda_n_at(const cuda_backend *be, uint32_t copy)
+{
+    return be->c_block * be->opt.num_blocks + copy * be->n_copy * sizeof(float);
+}
+static inline size_t cuda_m_at(const cuda_backend *be, uint32_t copy)
+{
+    return cuda_n_at(be, 2) + copy * be->m_copy * sizeof(float);
 }
 
 /* cuda_elementwise.cu */
@@ -194,9 +259,20 @@ bool cuda_gemm_run(cuda_backend *be, void *y, xlstm_dtype y_type, size_t ldy, co
 
 /* cuda_mlstm.cu */
 void cuda_run_mlstm(cuda_backend *be, const cuda_op *op);
+/* Stepped runs first .. first + n - 1; C of the block, float32 or bfloat16, lies c_block bytes behind a run's c. */
+void cuda_run_steps(cuda_backend *be, const cuda_op *op, uint32_t first, uint32_t n, size_t c_block);
 cudaError_t cuda_mlstm_setup(cuda_backend *be);
 bool cuda_chunkwise_fits(const cuda_backend *be);
 size_t cuda_intra_bytes(const cuda_backend *be); /* scratch a chunk and head */
+
+/* cuda_int8.cu: int8 states */
+int cuda_int8_open(cuda_backend *be, xlstm_error *err);
+void cuda_int8_close(cuda_backend *be);
+void cuda_run_int8(cuda_backend *be, const cuda_op *op);
+
+/* cuda_sample.cu */
+int cuda_sample_open(cuda_backend *be, xlstm_error *err);
+void cuda_run_sample(cuda_backend *be, const cuda_op *op);
 
 /* cuda_quant.cu */
 bool cuda_quant_supported(xlstm_dtype t);

@@ -180,6 +180,7 @@ __global__ void __launch_bounds__(THREADS) step_kernel(const __grid_constant__ s
             for (int w = 0; w < THREADS / 32; w++) num += sums[turn][w][tid], sum += parts[turn][w];
             float den = fabsf(sum), floor = expf(-m);
             den = (den > floor || den != den ? den : floor) + a.eps;
+            if (tid == 0 && blockIdx.x == 0 && !is_finite(den)) report(a.faults, run.row + token, a.fault);
             store_plain(a.h, (row * a.heads + head) * a.dv + blockIdx.x * COLUMNS + tid, a.act, num / den);
         }
         /* a state narrower than float32 is rounded where the reference stores it: at chunk borders */
@@ -270,6 +271,7 @@ template <typename S> __global__ void __launch_bounds__(THREADS) stream_kernel(c
         for (int w = 0; w < WARPS; w++) num += sums[w][tid], sum += parts[w];
         float den = fabsf(sum), floor = expf(-m_new);
         den = (den > floor || den != den ? den : floor) + a.eps;
+        if (tid == 0 && blockIdx.x == 0 && !is_finite(den)) report(a.faults, run.row, a.fault);
         store_plain(a.h, (row * a.heads + head) * a.dv + blockIdx.x * 128 + tid, a.act, num / den);
     }
     if (blockIdx.x == 0) {
@@ -290,23 +292,22 @@ template <typename S, bool WIDE> step_fn step_for(uint32_t dq)
 
 } // namespace
 
-void cuda_run_mlstm(cuda_backend *be, const cuda_op *op)
+void cuda_run_steps(cuda_backend *be, const cuda_op *op, uint32_t first, uint32_t n, size_t c_block)
 {
     const xl_backend_options *o = &be->opt;
-    op->mlstm.h->dtype = o->activations;
     step_args a = {};
     a.h = op->mlstm.h->data;
     a.q = op->mlstm.q->data;
     a.k = op->mlstm.k->data;
     a.v = op->mlstm.v->data;
     a.gates = (const float *)op->mlstm.gates->data;
-    a.runs = be->runs;
+    a.runs = be->runs + first;
     a.heads = o->num_heads;
     a.dq = o->head_qk;
     a.dv = o->head_v;
     a.chunk_size = o->chunk_size;
     a.fault = op->mlstm.fault;
-    a.c_block = op->mlstm.block * be->c_block;
+    a.c_block = c_block;
     a.n_block = (size_t)op->mlstm.block * o->num_heads * o->head_qk;
     a.m_block = (size_t)op->mlstm.block * o->num_heads;
     a.cap = op->mlstm.gate_soft_cap;
@@ -315,16 +316,28 @@ void cuda_run_mlstm(cuda_backend *be, const cuda_op *op)
     a.act = o->activations;
     a.kernel = o->kernel;
     a.faults = be->faults;
-    if (be->n_step > 0 && be->single && a.dq % 64 == 0 && a.dq <= 256 && a.dv % 128 == 0 &&
-        (uint64_t)be->n_step * a.heads * (a.dv / 128) >= (uint64_t)be->sms) {
+    bool single = first + n <= be->n_single;
+    if (single && a.dq % 64 == 0 && a.dq <= 256 && a.dv % 128 == 0 &&
+        (uint64_t)n * a.heads * (a.dv / 128) >= (uint64_t)be->sms) {
         cuda_launch(be, "mlstm step", o->state == XLSTM_BF16 ? stream_kernel<bf16> : stream_kernel<float>,
-                    dim3(a.dv / 128, a.heads, be->n_step), dim3(THREADS), 0, a);
-    } else if (be->n_step > 0) {
-        bool wide = o->head_v % 4 == 0;
-        step_fn kernel = o->state == XLSTM_BF16 ? (wide ? step_for<bf16, true>(a.dq) : step_for<bf16, false>(a.dq))
-                                                : (wide ? step_for<float, true>(a.dq) : step_for<float, false>(a.dq));
-        cuda_launch(be, "mlstm step", kernel, dim3((a.dv + COLUMNS - 1) / COLUMNS, a.heads, be->n_step), dim3(THREADS),
-                    3 * a.dq * sizeof(float), a);
+                    dim3(a.dv / 128, a.heads, n), dim3(THREADS), 0, a);
+        return;
     }
-    if (be->n_chunked > 0) cuda_run_chunkwise(be, op);
+    bool wide = o->head_v % 4 == 0;
+    step_fn kernel = o->state == XLSTM_BF16 ? (wide ? step_for<bf16, true>(a.dq) : step_for<bf16, false>(a.dq))
+                                            : (wide ? step_for<float, true>(a.dq) : step_for<float, false>(a.dq));
+    cuda_launch(be, "mlstm step", kernel, dim3((a.dv + COLUMNS - 1) / COLUMNS, a.heads, n), dim3(THREADS),
+                3 * a.dq * sizeof(float), a);
+}
+
+void cuda_run_mlstm(cuda_backend *be, const cuda_op *op)
+{
+    size_t c_block = op->mlstm.block * be->c_block;
+    op->mlstm.h->dtype = be->opt.activations;
+    if (be->opt.state == XLSTM_I8) {
+        cuda_run_int8(be, op);
+        return;
+    }
+    if (be->n_step > 0) cuda_run_steps(be, op, 0, be->n_step, c_block);
+    if (be->n_chunked > 0) cuda_run_chunkwise(be, op, be->n_step, be->n_chunked, c_block);
 }
