@@ -39,6 +39,7 @@ _xlstm()
     generate:--threads | generate:-t) :; return ;;
     generate:--chunk-size) :; return ;;
     generate:--backend) :; return ;;
+    generate:--offload-blocks) :; return ;;
     generate:--cpu-mask) :; return ;;
     generate:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     generate:--set) :; return ;;
@@ -69,6 +70,7 @@ _xlstm()
     chat:--threads | chat:-t) :; return ;;
     chat:--chunk-size) :; return ;;
     chat:--backend) :; return ;;
+    chat:--offload-blocks) :; return ;;
     chat:--cpu-mask) :; return ;;
     chat:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     chat:--set) :; return ;;
@@ -81,6 +83,7 @@ _xlstm()
     info:--threads | info:-t) :; return ;;
     info:--chunk-size) :; return ;;
     info:--backend) :; return ;;
+    info:--offload-blocks) :; return ;;
     info:--cpu-mask) :; return ;;
     info:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     info:--set) :; return ;;
@@ -96,6 +99,7 @@ _xlstm()
     logits:--threads | logits:-t) :; return ;;
     logits:--chunk-size) :; return ;;
     logits:--backend) :; return ;;
+    logits:--offload-blocks) :; return ;;
     logits:--cpu-mask) :; return ;;
     logits:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     logits:--set) :; return ;;
@@ -118,6 +122,7 @@ _xlstm()
     perplexity:--threads | perplexity:-t) :; return ;;
     perplexity:--chunk-size) :; return ;;
     perplexity:--backend) :; return ;;
+    perplexity:--offload-blocks) :; return ;;
     perplexity:--cpu-mask) :; return ;;
     perplexity:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     perplexity:--set) :; return ;;
@@ -134,6 +139,7 @@ _xlstm()
     trace:--threads | trace:-t) :; return ;;
     trace:--chunk-size) :; return ;;
     trace:--backend) :; return ;;
+    trace:--offload-blocks) :; return ;;
     trace:--cpu-mask) :; return ;;
     trace:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     trace:--set) :; return ;;
@@ -145,6 +151,7 @@ _xlstm()
     diagnose:--threads | diagnose:-t) :; return ;;
     diagnose:--chunk-size) :; return ;;
     diagnose:--backend) :; return ;;
+    diagnose:--offload-blocks) :; return ;;
     diagnose:--cpu-mask) :; return ;;
     diagnose:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     diagnose:--set) :; return ;;
@@ -162,6 +169,7 @@ _xlstm()
     bench:--threads | bench:-t) :; return ;;
     bench:--chunk-size) :; return ;;
     bench:--backend) :; return ;;
+    bench:--offload-blocks) :; return ;;
     bench:--cpu-mask) :; return ;;
     bench:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     bench:--set) :; return ;;
@@ -177,6 +185,7 @@ _xlstm()
     ingest:--threads | ingest:-t) :; return ;;
     ingest:--chunk-size) :; return ;;
     ingest:--backend) :; return ;;
+    ingest:--offload-blocks) :; return ;;
     ingest:--cpu-mask) :; return ;;
     ingest:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     ingest:--set) :; return ;;
@@ -210,6 +219,7 @@ _xlstm()
     session:--threads | session:-t) :; return ;;
     session:--chunk-size) :; return ;;
     session:--backend) :; return ;;
+    session:--offload-blocks) :; return ;;
     session:--cpu-mask) :; return ;;
     session:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     session:--set) :; return ;;
@@ -237,26 +247,27 @@ _xlstm()
     imatrix:--threads | imatrix:-t) :; return ;;
     imatrix:--chunk-size) :; return ;;
     imatrix:--backend) :; return ;;
+    imatrix:--offload-blocks) :; return ;;
     imatrix:--cpu-mask) :; return ;;
     imatrix:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     imatrix:--set) :; return ;;
     esac
     case $command in
-    generate) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --max-tokens --samples --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --output --no-echo --stats --info --show-wiring --wiring-style --interactive --state-in --state-out --prefix-cache --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    chat) COMPREPLY=($(compgen -W '--help --max-tokens --system --chat-template --user-prefix --assistant-prefix --state-in --prefix-cache --escape --no-history --stats --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    info) COMPREPLY=($(compgen -W '--help --json --wiring --wiring-style --tensors --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    logits) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --all --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    generate) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --max-tokens --samples --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --output --no-echo --stats --info --show-wiring --wiring-style --interactive --state-in --state-out --prefix-cache --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    chat) COMPREPLY=($(compgen -W '--help --max-tokens --system --chat-template --user-prefix --assistant-prefix --state-in --prefix-cache --escape --no-history --stats --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    info) COMPREPLY=($(compgen -W '--help --json --wiring --wiring-style --tensors --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    logits) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --all --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     tokenize) COMPREPLY=($(compgen -W '--help --model --prompt --decode --json --jsonl --special --literal --skip-special' -- "$word")) ;;
-    perplexity) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --tokens --window --stride --kl-base --kl --state-in --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    trace) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --json --dump --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    diagnose) COMPREPLY=($(compgen -W '--help --json --quick --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    bench) COMPREPLY=($(compgen -W '--help --preset --type --prompt-lengths --batch --repetitions --tokens --no-prefill --no-decode --json --csv --md --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    ingest) COMPREPLY=($(compgen -W '--help --file --state-out --state-in --checkpoint-every --resume --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    perplexity) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --tokens --window --stride --kl-base --kl --state-in --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    trace) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --json --dump --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    diagnose) COMPREPLY=($(compgen -W '--help --json --quick --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    bench) COMPREPLY=($(compgen -W '--help --preset --type --prompt-lengths --batch --repetitions --tokens --no-prefill --no-decode --json --csv --md --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    ingest) COMPREPLY=($(compgen -W '--help --file --state-out --state-in --checkpoint-every --resume --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     state) COMPREPLY=($(compgen -W '--help --to --weights --note --json' -- "$word")) ;;
-    session) COMPREPLY=($(compgen -W '--help --store --name --create --idle --max-tokens --stats --json --prompt --prompt-file --prompt-ids --escape --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    session) COMPREPLY=($(compgen -W '--help --store --name --create --idle --max-tokens --stats --json --prompt --prompt-file --prompt-ids --escape --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     convert) COMPREPLY=($(compgen -W '--help --type --set --threads --verbose --quiet' -- "$word")) ;;
     quantize) COMPREPLY=($(compgen -W '--help --imatrix --type-embedding --type-head --tensor --type --set --threads --verbose --quiet' -- "$word")) ;;
-    imatrix) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --output --tokens --window --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    imatrix) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --output --tokens --window --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     esac
 }
 complete -F _xlstm xlstm

@@ -66,6 +66,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -108,6 +109,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -131,6 +133,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -156,6 +159,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -198,6 +202,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -224,6 +229,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -245,6 +251,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -275,6 +282,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -300,6 +308,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -351,6 +360,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -399,6 +409,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
