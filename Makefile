@@ -5,6 +5,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 PROMPT ?= One day Uncle Wiggily
 MODEL ?=
+PRESET ?=
 FUZZ_SECONDS ?= 300
 # What compilers and linters look at. Headers of src/ are reached through the sources.
 C_FILES = $(wildcard src/*.[ch] src/*/*.[ch] include/*.h cli/*.[ch] tests/*.[ch] examples/*.[ch])
@@ -28,7 +29,7 @@ check:
 	@tools/check.sh
 
 bench: all
-	@build/xlstm bench
+	@PRESET="$(PRESET)" tools/bench.sh
 
 install: all
 	@$(CMAKE) -S . -B build -DCMAKE_INSTALL_PREFIX="$(PREFIX)" >/dev/null
@@ -59,7 +60,7 @@ help:
 	@echo "make              build/xlstm, build/libxlstm.so, build/libxlstm.a"
 	@echo "make demo         build, then stream text from the model that ships   (PROMPT=...)"
 	@echo "make check        every test: unit, sanitizers, fuzz smoke, headers, layers, install, ARM kernels under qemu (FULL=1: all unit tests)"
-	@echo "make bench        prefill and decode speed of the built-in geometries"
+	@echo "make bench        speed of the geometry that fits the memory, into bench/CPU.csv and a plot; up to 15 minutes (PRESET=410m)"
 	@echo "make install      PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)"
 	@echo "make deps         install everything the above needs (apt), and Python packages for tests into .venv"
 	@echo "make format       clang-format over the C files"

@@ -1,7 +1,7 @@
 /*
  * bench.c — `xlstm bench`: how fast a model is read and written on this machine, next to what the machine could do. Each
- * measurement is interleaved with a pure read loop or a multiply-add loop, and the shares are medians of ratios of
- * neighbours in time, because bandwidth and clock change with the neighbours on shared machines.
+ * measurement is interleaved with yardsticks, a loop that only reads and loops that only multiply, and the shares are
+ * medians of ratios of neighbours in time, because bandwidth and clock change with the neighbours on shared machines.
  */
 #include "common.h"
 #include "machine.h"
@@ -13,9 +13,10 @@
 
 typedef struct bench_options {
     const char *preset;
-    string_list types;
-    id_list prompts, batches;
+    string_list types, activations;
+    id_list prompts, batches, threads;
     uint64_t repetitions, tokens;
+    float limit_read, limit_peak; /* 1e9 a second */
     bool no_prefill, no_decode, json, csv, md;
     model_options model;
 } bench_options;
@@ -23,42 +24,122 @@ typedef struct bench_options {
 #define FIELD(member) offsetof(bench_options, member)
 static const option_row rows[] = {
     {"preset", 0, OPTION_TEXT, FIELD(preset), "NAME",
-     "random weights of a geometry, made in memory: 7b, 1b, 410m, 125m; without it the model of --model", NULL, NULL, 0, 0},
-    {"type", 't', OPTION_LIST, FIELD(types), "TYPE",
+     "random weights of a geometry, made in memory: 7b, 1b, 410m, 125m, tiny; without it the model of --model", NULL, NULL,
+     0, 0},
+    {"type", 'T', OPTION_LIST, FIELD(types), "TYPE",
      "weight formats of a preset, one measurement each: bf16, f32, f16, q8_0, q6_k, q5_k, q4_k, q4_0 (repeatable; default: "
      "bf16, q8_0 and q4_k)", NULL, NULL, 0, 0},
+    {"activations", 0, OPTION_LIST, FIELD(activations), "TYPE",
+     "as --dtype, one measurement each (repeatable): f32, bf16", NULL, NULL, 0, 0},
     {"prompt-lengths", 0, OPTION_IDS, FIELD(prompts), "N,N", "tokens to read at once (default: 512)", NULL, NULL, 0, 0},
     {"batch", 'b', OPTION_IDS, FIELD(batches), "N,N", "sequences decoded together (default: 1,8)", NULL, NULL, 0, 0},
+    {"thread-counts", 0, OPTION_IDS, FIELD(threads), "N,N",
+     "as --threads, one measurement each; the model is opened anew for each", NULL, NULL, 0, 0},
     {"repetitions", 'r', OPTION_COUNT, FIELD(repetitions), "N", "how often each is measured", "5", NULL, 1, 1000},
     {"tokens", 'n', OPTION_COUNT, FIELD(tokens), "N", "decode steps in one measurement; 0: about a second's worth", "0",
      NULL, 0, 1e6},
     {"no-prefill", 0, OPTION_FLAG, FIELD(no_prefill), NULL, "leave out reading", NULL, NULL, 0, 0},
     {"no-decode", 0, OPTION_FLAG, FIELD(no_decode), NULL, "leave out decoding", NULL, NULL, 0, 0},
+    {"limit-read", 0, OPTION_NUMBER, FIELD(limit_read), "GB/S",
+     "judge by this read bandwidth instead of measuring: for devices, whose limits are not measured", NULL, NULL, 0, 0},
+    {"limit-peak", 0, OPTION_NUMBER, FIELD(limit_peak), "GFLOP/S", "judge by this multiply-add peak, likewise", NULL, NULL,
+     0, 0},
     {"json", 0, OPTION_FLAG, FIELD(json), NULL, "one JSON object", NULL, NULL, 0, 0},
     {"csv", 0, OPTION_FLAG, FIELD(csv), NULL, "comma-separated lines", NULL, NULL, 0, 0},
     {"md", 0, OPTION_FLAG, FIELD(md), NULL, "a Markdown table", NULL, NULL, 0, 0},
 };
 
+/* ---- yardsticks --------------------------------------------------------------------------------------------------- */
+
+/* What products with the weights at hand are compared with. */
+typedef struct yardsticks {
+    const char *kernel; /* peak of the instruction that the backend's kernel uses; NULL: none is known */
+    char kernel_name[48];
+    double kernel_passes; /* how often that kernel multiplies each weight */
+    const char *best;     /* peak of the fastest instruction that takes weights of this format without loss */
+    const char *best_name, *read_name;
+} yardsticks;
+
+/* The fastest of these that the machine has; a list of names, best first. */
+static const char *first_peak(const char *const *names)
+{
+    for (; *names; names++)
+        if (machine_has_peak(*names))
+            return *names;
+    return NULL;
+}
+
+/* Computes on this machine's processors, whose limits can be measured here. */
+static bool is_host(const char *backend)
+{
+    return strncmp(backend, "cpu", 3) == 0 || strncmp(backend, "ref", 3) == 0;
+}
+
+/* "cpu (avx512-bf16-vnni-amx, 16 threads)" says what kernels there are; src/cpu/cpu_backend.c which are for what. */
+static yardsticks choose_yardsticks(const xlstm_model_info *i, bool repacked)
+{
+    static const char *const f32[] = {"avx512", "avx2", "neon", "generic", NULL};
+    static const char *const bf16[] = {"amx-bf16", "avx512-bf16", "avx512", "avx2", "neon", "generic", NULL};
+    static const char *const int8[] = {"amx-int8", "avx512-vnni", "avx512-int8", "avx2-int8", "neon-dotprod", "neon",
+                                       "generic", NULL};
+    const bool block = i->weights.dtype >= XLSTM_Q8_0, pairs = i->weights.dtype == XLSTM_BF16;
+    const char *features = strchr(i->backend, '(');
+    char set[32] = "";
+    yardsticks y = {.kernel_passes = 1};
+    if (is_host(i->backend))
+        y.best = first_peak(block ? int8 : pairs ? bf16 : f32);
+    if (strncmp(i->backend, "cpu", 3) != 0 || !features || sscanf(features, "(%31[a-z0-9]", set) != 1)
+        return y;
+    const bool amx = strstr(features, "-amx"), dpbf16 = strstr(features, "-bf16"), vnni = strstr(features, "-vnni");
+    const bool dotprod = strstr(features, "-dotprod"), narrow = i->activations.dtype == XLSTM_BF16;
+    char name[sizeof y.kernel_name];
+    snprintf(name, sizeof name, "%s", set); /* float32 multiply-adds */
+    if (block && repacked)
+        snprintf(name, sizeof name, "%s%s", set, vnni ? "-vnni" : dotprod ? "-dotprod" : "-int8");
+    else if (pairs && repacked && amx)
+        snprintf(name, sizeof name, "amx-bf16");
+    else if (pairs && repacked && dpbf16 && narrow)
+        snprintf(name, sizeof name, "avx512-bf16");
+    if (pairs && repacked && amx && !narrow)
+        y.kernel_passes = 3; /* a float32 activation is the sum of three bfloat16 numbers */
+    for (size_t k = 0; machine_peak_at(k); k++)
+        if (!strcmp(machine_peak_at(k), name))
+            y.kernel = machine_peak_at(k);
+    if (y.kernel)
+        snprintf(y.kernel_name, sizeof y.kernel_name, y.kernel_passes > 1 ? "%s / %.0f" : "%s", name, y.kernel_passes);
+    return y;
+}
+
+static const double GIGA = 1e9;
+
+typedef struct limits {
+    double read, kernel, best; /* bytes or operations a second; 0: not known */
+} limits;
+
 /* ---- one measurement ---------------------------------------------------------------------------------------------- */
 
 typedef struct outcome {
-    char weights[16], activations[16], state[16], test[8];
+    const char *test;
     uint32_t batch, length;
     double tokens_per_second, spread; /* median; (max - min) / median */
-    double rate;                      /* bytes or operations a second at the median */
-    double limit, share;              /* of the machine, measured alongside; share is the median of ratios */
-    const char *limit_name;
-    uint64_t hash; /* of the last logits */
+    double bytes, operations;         /* of one step or of one prompt */
+    double seconds;                   /* median of it */
+    limits limit;                     /* medians of what the machine could do, measured alongside */
+    double read_share, kernel_share, best_share; /* medians of ratios */
+    uint64_t hash;                    /* of the last logits; decode: of those after the warm-up */
 } outcome;
 
 typedef struct bench {
     const bench_options *o;
-    machine *machine; /* NULL: limits are not known (devices) */
+    machine *machine; /* NULL: not measured */
     xlstm_model *model;
     const xlstm_model_info *info;
+    yardsticks yard;
+    uint32_t threads;
+    const char *name; /* of the model */
     double step_bytes, state_bytes; /* read per step whatever the batch; read and written per sequence */
-    double token_operations;
-    bool printed;
+    double token_operations, head_operations;
+    bool printed, any;
 } bench;
 
 static int ascending(const void *a, const void *b)
@@ -67,17 +148,11 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* Sorts. */
 static double median(double *values, size_t n)
 {
     qsort(values, n, sizeof *values, ascending);
     return n % 2 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
-}
-
-/* The yardstick for products with these weights: the fastest instruction that takes them without loss. */
-static peak_kind best_peak(const xlstm_model_info *i)
-{
-    const bool plain = i->weights.dtype == XLSTM_F32 || i->weights.dtype == XLSTM_F16;
-    return plain || machine_peak_name(PEAK_BF16) == NULL ? PEAK_F32 : PEAK_BF16;
 }
 
 static int32_t any_id(const bench *b, uint64_t i)
@@ -85,16 +160,57 @@ static int32_t any_id(const bench *b, uint64_t i)
     return (int32_t)((2654435761u * (i + 1)) % b->info->n_tokens);
 }
 
-static void finish(bench *b, outcome *r, double *seconds, double *ratios, size_t n, double tokens, double work)
+static limits measure_limits(const bench *b)
 {
-    const double middle = median(seconds, n);
-    snprintf(r->weights, sizeof r->weights, "%s", xlstm_dtype_name(b->info->weights.dtype));
-    snprintf(r->activations, sizeof r->activations, "%s", xlstm_dtype_name(b->info->activations.dtype));
-    snprintf(r->state, sizeof r->state, "%s", xlstm_dtype_name(b->info->state.dtype));
-    r->tokens_per_second = tokens / middle;
-    r->spread = (seconds[n - 1] - seconds[0]) / middle;
-    r->rate = work / middle;
-    r->share = b->machine ? median(ratios, n) : 0;
+    limits l = {0};
+    if (b->o->limit_read > 0)
+        l.read = (double)b->o->limit_read * GIGA;
+    else if (b->machine)
+        l.read = machine_read_bandwidth(b->machine, 0.15);
+    if (b->o->limit_peak > 0)
+        l.kernel = l.best = (double)b->o->limit_peak * GIGA;
+    else if (b->machine) {
+        l.best = machine_peak(b->machine, b->yard.best, 0.1);
+        if (b->yard.kernel)
+            l.kernel = b->yard.kernel == b->yard.best ? l.best : machine_peak(b->machine, b->yard.kernel, 0.1);
+        l.kernel /= b->yard.kernel_passes;
+    }
+    return l;
+}
+
+/* Share of a limit that the rounds' rates have, each against the mean of the limit before and after it. */
+static double share(double *scratch, const double *seconds, size_t n, double work, const limits *l, size_t member)
+{
+    for (size_t i = 0; i < n; i++) {
+        double before, after;
+        memcpy(&before, (const char *)&l[i] + member, sizeof before);
+        memcpy(&after, (const char *)&l[i + 1] + member, sizeof after);
+        scratch[i] = before + after > 0 ? work / seconds[i] / (0.5 * (before + after)) : 0;
+    }
+    return median(scratch, n);
+}
+
+static double middle_limit(double *scratch, size_t n, const limits *l, size_t member)
+{
+    for (size_t i = 0; i <= n; i++)
+        memcpy(&scratch[i], (const char *)&l[i] + member, sizeof *scratch);
+    return median(scratch, n + 1);
+}
+
+/* seconds [n], l [n + 1] */
+static void finish(outcome *r, double *seconds, const limits *l, size_t n, double tokens)
+{
+    double *scratch = must(calloc(n + 1, sizeof *scratch));
+    r->read_share = share(scratch, seconds, n, r->bytes, l, offsetof(limits, read));
+    r->kernel_share = share(scratch, seconds, n, r->operations, l, offsetof(limits, kernel));
+    r->best_share = share(scratch, seconds, n, r->operations, l, offsetof(limits, best));
+    r->limit.read = middle_limit(scratch, n, l, offsetof(limits, read));
+    r->limit.kernel = middle_limit(scratch, n, l, offsetof(limits, kernel));
+    r->limit.best = middle_limit(scratch, n, l, offsetof(limits, best));
+    free(scratch);
+    r->seconds = median(seconds, n);
+    r->tokens_per_second = tokens / r->seconds;
+    r->spread = (seconds[n - 1] - seconds[0]) / r->seconds;
 }
 
 static int measure_decode(bench *b, uint32_t batch, outcome *r)
@@ -103,7 +219,8 @@ static int measure_decode(bench *b, uint32_t batch, outcome *r)
     xlstm_session **sessions = must(calloc(batch, sizeof *sessions));
     xlstm_segment *segments = must(calloc(batch, sizeof *segments));
     int32_t *ids = must(calloc(batch, sizeof *ids));
-    double *seconds = must(calloc(2 * n, sizeof *seconds)), *ratios = seconds + n, limits = 0;
+    double *seconds = must(calloc(n, sizeof *seconds));
+    limits *l = must(calloc(n + 1, sizeof *l));
     xlstm_error err = {0};
     int code = XLSTM_OK;
     for (uint32_t i = 0; i < batch && !code; i++) {
@@ -111,9 +228,8 @@ static int measure_decode(bench *b, uint32_t batch, outcome *r)
         ids[i] = any_id(b, i);
         segments[i] = (xlstm_segment){.session = sessions[i], .tokens = &ids[i], .count = 1, .want = XLSTM_WANT_LAST};
     }
-    uint64_t steps = b->o->tokens, done = 0;
+    uint64_t steps = b->o->tokens, done = 0, hash = 0;
     for (size_t round = 0; round <= n && !code; round++) {
-        const double read = b->machine ? machine_read_bandwidth(b->machine, 0.15) : 0;
         const uint64_t count = round == 0 ? 2 : steps;
         const double started = now();
         for (uint64_t s = 0; s < count && !code; s++, done++) {
@@ -122,19 +238,20 @@ static int measure_decode(bench *b, uint32_t batch, outcome *r)
                 ids[i] = any_id(b, (done + 1) * batch + i);
         }
         const double taken = (now() - started) / (double)count;
-        if (round == 0) { /* warm-up; also tells how many steps make a second */
-            if (!steps)
-                steps = taken > 0.5 ? 2 : (uint64_t)(1.0 / taken) + 1;
-            continue;
-        }
-        seconds[round - 1] = taken;
-        limits += read / (double)n;
-        ratios[round - 1] = read > 0 ? (b->step_bytes + batch * b->state_bytes) / taken / read : 0;
+        if (round > 0)
+            seconds[round - 1] = taken;
+        else if (!steps) /* the warm-up also tells how many steps make a second */
+            steps = taken > 0.5 ? 2 : (uint64_t)(1.0 / taken) + 1;
+        if (round == 0 && !code) /* the same number of steps in every run */
+            hash = XXH3_64bits(xlstm_session_logits(sessions[0]), b->info->vocab_size * sizeof(float));
+        l[round] = measure_limits(b);
     }
     if (!code) {
-        *r = (outcome){.test = "decode", .batch = batch, .length = 1, .limit = limits, .limit_name = "read"};
-        r->hash = XXH3_64bits(xlstm_session_logits(sessions[0]), b->info->vocab_size * sizeof(float));
-        finish(b, r, seconds, ratios, n, batch, b->step_bytes + batch * b->state_bytes);
+        *r = (outcome){.test = "decode", .batch = batch, .length = 1};
+        r->bytes = b->step_bytes + batch * b->state_bytes;
+        r->operations = batch * (b->token_operations + b->head_operations);
+        r->hash = hash;
+        finish(r, seconds, l, n, batch);
     }
     for (uint32_t i = 0; i < batch; i++)
         xlstm_session_free(sessions[i]);
@@ -142,43 +259,42 @@ static int measure_decode(bench *b, uint32_t batch, outcome *r)
     free(segments);
     free(ids);
     free(seconds);
+    free(l);
     return code ? fail_error(&err) : EXIT_OK;
 }
 
 static int measure_prefill(bench *b, uint32_t length, outcome *r)
 {
+    enum { PASS = 512 }; /* rows that go through the blocks together: xlstm_model_options.max_rows */
     const size_t n = b->o->repetitions;
-    const peak_kind kind = best_peak(b->info);
     int32_t *ids = must(calloc(length, sizeof *ids));
-    double *seconds = must(calloc(2 * n, sizeof *seconds)), *ratios = seconds + n, limits = 0;
+    double *seconds = must(calloc(n, sizeof *seconds));
+    limits *l = must(calloc(n + 1, sizeof *l));
     for (uint32_t i = 0; i < length; i++)
         ids[i] = any_id(b, i);
     xlstm_session *session;
     xlstm_error err = {0};
     int code = xlstm_session_new(&session, b->model, &err);
-    const double work = b->token_operations * length;
-    for (size_t round = 0; round <= n && !code; round++) {
-        const double peak = b->machine ? machine_peak(b->machine, kind, 0.15) : 0;
+    for (size_t round = 0; round <= n && !code; round++) { /* the first is a warm-up */
         code = xlstm_session_reset(session, &err);
         const double started = now();
         if (!code)
             code = xlstm_prefill(session, ids, length, &err);
-        const double taken = now() - started;
-        if (round == 0) /* warm-up */
-            continue;
-        seconds[round - 1] = taken;
-        limits += peak / (double)n;
-        ratios[round - 1] = peak > 0 ? work / taken / peak : 0;
+        if (round > 0)
+            seconds[round - 1] = now() - started;
+        l[round] = measure_limits(b);
     }
     if (!code) {
-        *r = (outcome){.test = "prefill", .batch = 1, .length = length, .limit = limits,
-                       .limit_name = b->machine ? machine_peak_name(kind) : NULL};
+        *r = (outcome){.test = "prefill", .batch = 1, .length = length};
+        r->bytes = ((length + PASS - 1) / PASS) * b->step_bytes + b->state_bytes;
+        r->operations = b->token_operations * length + b->head_operations;
         r->hash = XXH3_64bits(xlstm_session_logits(session), b->info->vocab_size * sizeof(float));
-        finish(b, r, seconds, ratios, n, length, work);
+        finish(r, seconds, l, n, length);
     }
     xlstm_session_free(session);
     free(ids);
     free(seconds);
+    free(l);
     return code ? fail_error(&err) : EXIT_OK;
 }
 
@@ -202,57 +318,128 @@ static void count_costs(bench *b)
     const double products = 2 * i->qk_dim * D + 3 * i->v_dim * D + 2 * NH * D + 3 * D * i->ffn_dim;
     const double cell = NH * (4 * dq * dv + (L + 1) * (dq + dv));
     b->token_operations = i->num_blocks * (2 * products + cell);
+    b->head_operations = 2.0 * i->vocab_size * D;
 }
 
 /* ---- printing ----------------------------------------------------------------------------------------------------- */
 
-static void print_outcome(bench *b, const outcome *r)
+static const char *type_name(const xlstm_resolved *r)
 {
-    const bench_options *o = b->o;
-    const bool decode = !strcmp(r->test, "decode");
-    const double unit = 1e-9;
-    if (o->json) {
-        outputf("%s\n  {\"weights\":\"%s\",\"activations\":\"%s\",\"state\":\"%s\",\"test\":\"%s\",\"batch\":%u,\"length\":%u,"
-                "\"tokens_per_second\":%.6g,\"spread\":%.4f,\"%s\":%.6g,\"limit\":%.6g,\"limit_name\":\"%s\",\"share\":%.4f,"
-                "\"logits_hash\":\"%016llx\"}",
-                b->printed ? "," : "", r->weights, r->activations, r->state, r->test, r->batch, r->length,
-                r->tokens_per_second, r->spread, decode ? "gb_per_second" : "gflop_per_second", r->rate * unit,
-                r->limit * unit, r->limit_name ? r->limit_name : "", r->share, (unsigned long long)r->hash);
-    } else if (o->csv) {
-        if (!b->printed)
-            outputf("weights,activations,state,test,batch,length,tokens_per_second,spread,rate_g_per_second,limit_g_per_second,"
-                    "limit,share,logits_hash\n");
-        outputf("%s,%s,%s,%s,%u,%u,%.6g,%.4f,%.6g,%.6g,%s,%.4f,%016llx\n", r->weights, r->activations, r->state, r->test,
-                r->batch, r->length, r->tokens_per_second, r->spread, r->rate * unit, r->limit * unit,
-                r->limit_name ? r->limit_name : "", r->share, (unsigned long long)r->hash);
-    } else {
-        const char *bar = o->md ? "| " : "", *gap = o->md ? " | " : "  ", *end = o->md ? " |" : "";
-        if (!b->printed)
-            outputf("%s%-9s%s%-11s%s%-8s%s%-8s%s%5s%s%6s%s%10s%s%7s%s%12s%s%-24s%s%7s%s%-16s%s\n%s", bar, "weights", gap,
-                    "activations", gap, "state", gap, "test", gap, "batch", gap, "length", gap, "tok/s", gap, "spread", gap,
-                    "rate", gap, "limit here", gap, "share", gap, "logits", end,
-                    o->md ? "|---|---|---|---|--:|--:|--:|--:|--:|---|--:|---|\n" : "");
-        char limit[64] = "-";
-        if (r->limit > 0)
-            snprintf(limit, sizeof limit, "%.1f G%s/s %s", r->limit * unit, decode ? "B" : "FLOP", r->limit_name);
-        outputf("%s%-9s%s%-11s%s%-8s%s%-8s%s%5u%s%6u%s%10.2f%s%6.1f%%%s%5.1f %s%s%-24s%s%6.1f%%%s%016llx%s\n", bar,
-                r->weights, gap, r->activations, gap, r->state, gap, r->test, gap, r->batch, gap, r->length, gap,
-                r->tokens_per_second, gap, 100 * r->spread, gap, r->rate * unit, decode ? "GB/s  " : "GFLOP/s", gap, limit,
-                gap, 100 * r->share, gap, (unsigned long long)r->hash, end);
-    }
-    output_flush();
-    b->printed = true;
+    return xlstm_dtype_name(r->dtype);
 }
 
-static void print_machine(const bench *b)
+static void print_json(const bench *b, const outcome *r)
 {
-    if (!b->machine)
+    const xlstm_model_info *i = b->info;
+    const bool decode = !strcmp(r->test, "decode");
+    outputf("%s\n  {\"model\":", b->any ? "," : "");
+    output_json_string(b->name, strlen(b->name));
+    outputf(",\"backend\":");
+    output_json_string(i->backend, strlen(i->backend));
+    outputf(",\"threads\":%u,\"weights\":\"%s\",\"activations\":\"%s\",\"state\":\"%s\",\"test\":\"%s\",\"batch\":%u,"
+            "\"length\":%u,\"tokens_per_second\":%.6g,\"spread\":%.4f,\"gb_per_second\":%.6g,\"gflop_per_second\":%.6g,"
+            "\"read_gb_per_second\":%.6g,\"read_share\":%.4f,\"kernel_peak\":\"%s\",\"kernel_gflop_per_second\":%.6g,"
+            "\"kernel_share\":%.4f,\"best_peak\":\"%s\",\"best_gflop_per_second\":%.6g,\"best_share\":%.4f,\"share\":%.4f,"
+            "\"flop_per_byte\":%.6g,\"logits_hash\":\"%016llx\"}",
+            b->threads, type_name(&i->weights), type_name(&i->activations), type_name(&i->state), r->test, r->batch,
+            r->length, r->tokens_per_second, r->spread, r->bytes / r->seconds / GIGA, r->operations / r->seconds / GIGA,
+            r->limit.read / GIGA, r->read_share, b->yard.kernel_name, r->limit.kernel / GIGA, r->kernel_share,
+            b->yard.best_name, r->limit.best / GIGA, r->best_share, decode ? r->read_share : r->kernel_share,
+            r->operations / r->bytes, (unsigned long long)r->hash);
+}
+
+/* A CSV field; quoted if it has to be. */
+static void output_csv(const char *text)
+{
+    if (!strpbrk(text, ",\"\n")) {
+        outputf("%s", text);
         return;
+    }
+    output("\"", 1);
+    for (; *text; text++)
+        outputf(*text == '"' ? "\"\"" : "%c", *text);
+    output("\"", 1);
+}
+
+static void print_csv(const bench *b, const outcome *r)
+{
+    const xlstm_model_info *i = b->info;
+    if (!b->any)
+        outputf("cpu,backend,threads,model,weights,activations,state,test,batch,length,tokens_per_second,spread,"
+                "gb_per_second,gflop_per_second,read_gb_per_second,read_share,kernel_peak,kernel_gflop_per_second,"
+                "kernel_share,best_peak,best_gflop_per_second,best_share,flop_per_byte,logits_hash\n");
+    output_csv(machine_cpu());
+    outputf(",");
+    output_csv(i->backend);
+    outputf(",%u,", b->threads);
+    output_csv(b->name);
+    outputf(",%s,%s,%s,%s,%u,%u,%.6g,%.4f,%.6g,%.6g,%.6g,%.4f,%s,%.6g,%.4f,%s,%.6g,%.4f,%.6g,%016llx\n",
+            type_name(&i->weights), type_name(&i->activations), type_name(&i->state), r->test, r->batch, r->length,
+            r->tokens_per_second, r->spread, r->bytes / r->seconds / GIGA, r->operations / r->seconds / GIGA,
+            r->limit.read / GIGA, r->read_share, b->yard.kernel_name, r->limit.kernel / GIGA, r->kernel_share,
+            b->yard.best_name, r->limit.best / GIGA, r->best_share, r->operations / r->bytes,
+            (unsigned long long)r->hash);
+}
+
+/* "1043.2 avx512-vnni" and "51.2%", or dashes */
+static void limit_text(char limit[64], char part[16], double value, double portion, const char *name)
+{
+    snprintf(limit, 64, "-");
+    snprintf(part, 16, "-");
+    if (!(value > 0))
+        return;
+    snprintf(limit, 64, "%.1f %.40s", value / GIGA, name);
+    snprintf(part, 16, "%.1f%%", 100 * portion);
+}
+
+static void print_row(const bench *b, const outcome *r)
+{
+    const xlstm_model_info *i = b->info;
+    const bool md = b->o->md, decode = !strcmp(r->test, "decode");
+    const char *bar = md ? "| " : "", *gap = md ? " | " : "  ", *end = md ? " |" : "";
+    char limit[64], part[16], best[64], best_part[16], spread[16];
+    if (decode)
+        limit_text(limit, part, r->limit.read, r->read_share, b->yard.read_name);
+    else
+        limit_text(limit, part, r->limit.kernel, r->kernel_share, b->yard.kernel_name);
+    limit_text(best, best_part, decode ? 0 : r->limit.best, r->best_share, b->yard.best_name);
+    snprintf(spread, sizeof spread, "%.1f%%", 100 * r->spread);
+    if (!b->any)
+        outputf("%s%-9s%s%-11s%s%-8s%s%7s%s%-7s%s%5s%s%6s%s%9s%s%7s%s%14s%s%-20s%s%6s%s%-20s%s%6s%s%-16s%s\n%s", bar,
+                "weights", gap, "activations", gap, "state", gap, "threads", gap, "test", gap, "batch", gap, "length", gap,
+                "tok/s", gap, "spread", gap, "rate", gap, "limit of the kernel", gap, "share", gap, "limit of the chip",
+                gap, "share", gap, "logits", end,
+                md ? "|---|---|---|--:|---|--:|--:|--:|--:|--:|---|--:|---|--:|---|\n" : "");
+    outputf("%s%-9s%s%-11s%s%-8s%s%7u%s%-7s%s%5u%s%6u%s%9.2f%s%7s%s%6.1f %-7s%s%-20s%s%6s%s%-20s%s%6s%s%016llx%s\n", bar,
+            type_name(&i->weights), gap, type_name(&i->activations), gap, type_name(&i->state), gap, b->threads, gap,
+            r->test, gap, r->batch, gap, r->length, gap, r->tokens_per_second, gap, spread, gap,
+            (decode ? r->bytes : r->operations) / r->seconds / GIGA, decode ? "GB/s" : "GFLOP/s", gap, limit, gap, part,
+            gap, best, gap, best_part, gap, (unsigned long long)r->hash, end);
+}
+
+static void print_outcome(bench *b, const outcome *r)
+{
     if (b->o->json)
-        outputf("{\"cpu\":\"%s\",\"threads\":%u,\"version\":\"%s\",\"results\":[", machine_cpu(b->machine),
-                machine_threads(b->machine), xlstm_version());
-    else if (!b->o->csv && !b->o->md)
-        outputf("%s, %u threads\n", machine_cpu(b->machine), machine_threads(b->machine));
+        print_json(b, r);
+    else if (b->o->csv)
+        print_csv(b, r);
+    else
+        print_row(b, r);
+    output_flush();
+    b->any = true;
+}
+
+static void print_machine(bench *b)
+{
+    if (b->o->json)
+        outputf("{\"cpu\":\"%s\",\"version\":\"%s\",\"results\":[", machine_cpu(), xlstm_version());
+    else if (!b->o->csv && !b->o->md) {
+        outputf("%s; %s", machine_cpu(), b->info->backend);
+        if (b->machine)
+            outputf("; fastest read: %s", machine_read_way(b->machine));
+        outputf("\n");
+    }
+    b->printed = true;
 }
 
 /* ---- command ------------------------------------------------------------------------------------------------------ */
@@ -278,24 +465,63 @@ static int measure_all(bench *b)
     return status;
 }
 
-static int run_one(bench *b, const char *path)
+static void make_machine(bench *b, uint32_t threads)
 {
-    model_options options = b->o->model;
+    const bool given = b->o->limit_read > 0 && b->o->limit_peak > 0;
+    if (is_host(b->info->backend) && !given && !b->machine)
+        b->machine = machine_new(threads);
+    else if (b->machine)
+        machine_set_threads(b->machine, threads);
+}
+
+static int run_one(bench *b, const char *path, const model_options *options)
+{
+    model_options o = *options;
     if (path)
-        options.model = path;
-    int status = open_model(&b->model, &options, false);
+        o.model = path;
+    if (o.bos == XLSTM_AUTO)
+        o.bos = XLSTM_OFF; /* lengths are what they are called */
+    int status = open_model(&b->model, &o, false);
     if (status)
         return status;
     b->info = xlstm_model_get_info(b->model);
-    const bool host = !strncmp(b->info->backend, "cpu", 3) || !strncmp(b->info->backend, "ref", 3);
-    if (host && !b->machine)
-        b->machine = machine_new((uint32_t)options.threads);
+    b->yard = choose_yardsticks(b->info, !o.no_repack);
+    b->yard.best_name = b->yard.best ? b->yard.best : "";
+    b->yard.read_name = b->o->limit_read > 0 ? "given" : "read";
+    if (b->o->limit_peak > 0)
+        snprintf(b->yard.kernel_name, sizeof b->yard.kernel_name, "%s", b->yard.best_name = "given");
+    const char *slash = strrchr(b->info->path, '/');
+    b->name = slash && slash[1] ? slash + 1 : b->info->path;
+    const char *comma = strrchr(b->info->backend, ',');
+    unsigned threads = (unsigned)o.threads;
+    if (comma)
+        (void)sscanf(comma, ", %u thread", &threads);
+    b->threads = threads;
+    make_machine(b, threads);
     if (!b->printed)
         print_machine(b);
     count_costs(b);
     status = measure_all(b);
     xlstm_model_free(b->model);
     b->model = NULL;
+    return status;
+}
+
+/* Every weight format, or the model as it is. */
+static int run_types(bench *b, const model_options *options)
+{
+    static const char *const default_types[] = {"bf16", "q8_0", "q4_k"};
+    const bench_options *o = b->o;
+    if (!o->preset)
+        return run_one(b, NULL, options);
+    const size_t n = o->types.n ? o->types.n : COUNT_OF(default_types);
+    int status = EXIT_OK;
+    for (size_t i = 0; i < n && status == EXIT_OK && !interrupted(); i++) {
+        buffer path = {0};
+        buffer_addf(&path, "preset:%s:%s", o->preset, o->types.n ? o->types.items[i] : default_types[i]);
+        status = run_one(b, path.data, options);
+        buffer_free(&path);
+    }
     return status;
 }
 
@@ -312,23 +538,30 @@ static int run(const void *options, char **arguments, size_t n)
     (void)arguments;
     (void)n;
     const bench_options *o = options;
-    static const char *const default_types[] = {"bf16", "q8_0", "q4_k"};
     if (o->types.n && !o->preset)
         return fail_usage("--type goes with --preset; a file's weights are what they are");
     if (!counts_are_sane(&o->prompts) || !counts_are_sane(&o->batches))
         return fail_usage("--prompt-lengths and --batch take numbers from 1 on");
+    if (!counts_are_sane(&o->threads))
+        return fail_usage("--thread-counts takes numbers from 1 on");
+    for (size_t i = 0; i < o->activations.n; i++) {
+        xlstm_dtype ignored;
+        xlstm_error err = {0};
+        if (xlstm_dtype_parse(&ignored, o->activations.items[i], &err))
+            return fail_usage("--activations: %s", err.message);
+    }
     interrupt_watch();
     bench b = {.o = o};
     int status = EXIT_OK;
-    if (!o->preset)
-        status = run_one(&b, NULL);
-    const size_t n_types = o->types.n ? o->types.n : COUNT_OF(default_types);
-    for (size_t i = 0; o->preset && i < n_types && status == EXIT_OK && !interrupted(); i++) {
-        buffer path = {0};
-        buffer_addf(&path, "preset:%s:%s", o->preset, o->types.n ? o->types.items[i] : default_types[i]);
-        status = run_one(&b, path.data);
-        buffer_free(&path);
-    }
+    for (size_t t = 0; t < (o->threads.n ? o->threads.n : 1) && status == EXIT_OK; t++)
+        for (size_t a = 0; a < (o->activations.n ? o->activations.n : 1) && status == EXIT_OK && !interrupted(); a++) {
+            model_options chosen = o->model;
+            if (o->threads.n)
+                chosen.threads = (uint64_t)o->threads.ids[t];
+            if (o->activations.n)
+                (void)xlstm_dtype_parse(&chosen.dtype, o->activations.items[a], NULL);
+            status = run_types(&b, &chosen);
+        }
     if (o->json && b.printed)
         outputf("\n]}\n");
     machine_free(b.machine);
@@ -346,12 +579,17 @@ const command command_bench = {
     .usage = "[--preset 7b] [--json | --csv | --md]",
     .details =
         "Decode rates are bytes that a step must move (weights once, each state read and written once) by time, and their "
-        "share of the read bandwidth measured right before; prefill rates are multiply-adds of blocks and cells (two "
-        "operations each) by time, and their share of the multiply-add peak measured right before. Medians of the "
-        "repetitions; spread is the whole range by the median. The hash of the last logits tells whether two runs computed "
-        "the same.\n"
+        "share of the read bandwidth; prefill rates are multiply-adds of blocks, cells and head (two operations each) by "
+        "time, and their share of a multiply-add peak. Bandwidth and peaks are measured before and after each repetition, "
+        "with as many threads; the bandwidth is that of the fastest of many reading loops. A peak is named by its "
+        "instruction: the limit of the kernel is what the kernel in use multiplies with (amx-bf16 / 3: each weight three "
+        "times, because float32 activations are split in three), the limit of the chip is the fastest that takes weights "
+        "of this format without loss. Medians of the repetitions; spread is the whole range by the median. The hash of the "
+        "logits (decode: after two steps) tells whether two runs computed the same. A model that fits a cache is read faster "
+        "than memory: its share of the bandwidth can pass 100 %.\n"
         "\n"
-        "Activations are float32 unless --dtype bfloat16 is given, which lets products use bfloat16 instructions.",
+        "Activations are float32 unless --dtype bfloat16 or --activations bf16 is given, which lets products use bfloat16 "
+        "instructions. On a device (--backend cuda) limits are not measured; --limit-read and --limit-peak state them.",
     .size = sizeof(bench_options),
     .groups = groups,
     .n_groups = COUNT_OF(groups),

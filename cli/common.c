@@ -7,6 +7,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <jansson.h>
+#include <math.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -373,7 +374,13 @@ void progress_show(progress *p, const char *what, uint64_t done, uint64_t total)
     for (int i = 0; i < WIDTH; i++)
         bar[i] = i < part * WIDTH ? '#' : '.';
     bar[WIDTH] = 0;
-    fprintf(stderr, "\r%s [%s] %3.0f %%\033[K", what, bar, part * 100.0);
+    fprintf(stderr, "\r%s [%s] %3.0f %%", what, bar, part * 100.0);
+    const double passed = t - p->started;
+    if (passed > 3 && part > 0.01) { /* before, it would be a guess */
+        const double left = passed / part * (1.0 - part) + 0.5;
+        fprintf(stderr, ", %.0f:%02.0f left", floor(left / 60), floor(fmod(left, 60)));
+    }
+    fputs("\033[K", stderr);
     fflush(stderr);
 }
 

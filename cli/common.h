@@ -100,7 +100,7 @@ int open_model(xlstm_model **out, const model_options *options, bool headers_onl
 /* The model's tokenizer, NULL after a message that says what it was needed `for`. */
 const xlstm_tokenizer *need_tokenizer(const xlstm_model *model, const char *what_for);
 
-/* A bar on standard error, shown only on a terminal and only once the work has taken a while. */
+/* A bar on standard error with the time that is left, shown only on a terminal and only once the work has taken a while. */
 typedef struct progress {
     double started, drawn;
     bool on, visible;

@@ -7,6 +7,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -15,7 +16,28 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
+
+static volatile float sink;
+
+/* Operands are ordinary numbers, not zeros: a chip may clock higher on zeros than on what models are made of. They lie in
+ * 0.5 .. 2, read as float32 or as bfloat16. */
+enum { NOISE = 4096 };
+static uint8_t noise[NOISE] __attribute__((aligned(64)));
+
+static void fill_noise(void)
+{
+    uint32_t x = 1;
+    for (size_t i = 0; i < NOISE; i += 4) {
+        x = x * 1664525u + 1013904223u;
+        const uint32_t word = 0x3f003f00u | (x >> 8 & 0x007f007fu);
+        memcpy(noise + i, &word, sizeof word);
+    }
+}
 
 /* ---- peak loops: `rounds` times a fixed number of operations, from registers --------------------------------------- */
 
@@ -23,62 +45,57 @@ typedef struct peak_loop {
     const char *name;
     double operations; /* a round */
     void (*run)(uint64_t rounds);
+    bool (*here)(void); /* the processor has it */
 } peak_loop;
 
-static volatile float sink;
-
 #if defined(__x86_64__)
-/* Sixteen chains hide the latency; the empty asm keeps the compiler from folding them. */
-#define CHAINS 16
+/* Chains hide the latency; the empty asm keeps the compiler from folding operations. */
+enum { CHAINS = 12 };
+#define EACH_CHAIN _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++)
 
-#define F32_LOOP(NAME, TARGET, TYPE, ZERO, FMA, FIRST)                                                                        \
+#define PEAK_LOOP(NAME, TARGET, TYPE, OPERAND, START, LOAD, STEP, END)                                                 \
     __attribute__((target(TARGET))) static void NAME(uint64_t rounds)                                                  \
     {                                                                                                                  \
-        TYPE a[CHAINS / 2], x = ZERO, y = ZERO;                                                                        \
-        for (int i = 0; i < CHAINS / 2; i++)                                                                           \
-            a[i] = ZERO;                                                                                               \
+        TYPE a[CHAINS];                                                                                                \
+        OPERAND x = LOAD(noise), y = LOAD(noise + 64);                                                                 \
+        EACH_CHAIN a[i] = START(i);                                                                                    \
         for (; rounds > 0; rounds--) {                                                                                 \
-            _Pragma("GCC unroll 8") for (int i = 0; i < CHAINS / 2; i++) a[i] = FMA(x, y, a[i]);                       \
-            __asm__ volatile("" : "+v"(x), "+v"(y));                                                                   \
+            EACH_CHAIN                                                                                                 \
+            {                                                                                                          \
+                STEP;                                                                                                  \
+                __asm__ volatile("" : "+v"(x), "+v"(y), "+v"(a[i]));                                                   \
+            }                                                                                                          \
         }                                                                                                              \
-        for (int i = 1; i < CHAINS / 2; i++)                                                                           \
-            a[0] = FMA(a[i], a[i], a[0]);                                                                              \
-        sink = FIRST(a[0]);                                                                                            \
+        float out[16];                                                                                                 \
+        EACH_CHAIN                                                                                                     \
+        {                                                                                                              \
+            END(out, a[i]);                                                                                            \
+            sink = out[0];                                                                                             \
+        }                                                                                                              \
     }
-F32_LOOP(f32_avx2, "avx2,fma", __m256, _mm256_setzero_ps(), _mm256_fmadd_ps, _mm256_cvtss_f32)
-F32_LOOP(f32_avx512, "avx512f", __m512, _mm512_setzero_ps(), _mm512_fmadd_ps, _mm512_cvtss_f32)
+#define LOAD256(p) _mm256_load_ps((const float *)(const void *)(p))
+#define LOAD256I(p) _mm256_load_si256((const __m256i *)(const void *)(p))
+#define END256I(out, a) _mm256_storeu_si256((__m256i *)(void *)(out), a)
+#define START256(i) _mm256_set1_ps((float)(i))
+#define ONES256 _mm256_set1_epi16(1)
+PEAK_LOOP(f32_avx2, "avx2,fma", __m256, __m256, START256, LOAD256, a[i] = _mm256_fmadd_ps(x, y, a[i]), _mm256_storeu_ps)
+PEAK_LOOP(int8_avx2, "avx2", __m256i, __m256i, _mm256_set1_epi32, LOAD256I,
+          a[i] = _mm256_add_epi32(a[i], _mm256_madd_epi16(_mm256_maddubs_epi16(x, y), ONES256)), END256I)
 
-__attribute__((target("avx512f,avx512bf16"))) static void bf16_avx512(uint64_t rounds)
-{
-    __m512 a[CHAINS];
-    __m512i x = _mm512_setzero_si512(), y = _mm512_setzero_si512();
-    for (int i = 0; i < CHAINS; i++)
-        a[i] = _mm512_setzero_ps();
-    for (; rounds > 0; rounds--) {
-        _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS; i++) a[i] =
-            _mm512_dpbf16_ps(a[i], (__m512bh)x, (__m512bh)y);
-        __asm__ volatile("" : "+v"(x), "+v"(y));
-    }
-    for (int i = 1; i < CHAINS; i++)
-        a[0] = _mm512_add_ps(a[0], a[i]);
-    sink = _mm512_cvtss_f32(a[0]);
-}
+#define LOAD512(p) _mm512_load_ps(p)
+#define LOAD512I(p) _mm512_load_si512(p)
+#define START512(i) _mm512_set1_ps((float)(i))
+#define ONES512 _mm512_set1_epi16(1)
+PEAK_LOOP(f32_avx512, "avx512f", __m512, __m512, START512, LOAD512, a[i] = _mm512_fmadd_ps(x, y, a[i]),
+          _mm512_storeu_ps)
+PEAK_LOOP(int8_avx512, "avx512f,avx512bw", __m512i, __m512i, _mm512_set1_epi32, LOAD512I,
+          a[i] = _mm512_add_epi32(a[i], _mm512_madd_epi16(_mm512_maddubs_epi16(x, y), ONES512)), _mm512_storeu_si512)
+PEAK_LOOP(bf16_avx512, "avx512f,avx512bf16", __m512, __m512i, START512, LOAD512I,
+          a[i] = _mm512_dpbf16_ps(a[i], (__m512bh)x, (__m512bh)y), _mm512_storeu_ps)
+PEAK_LOOP(vnni_avx512, "avx512f,avx512vnni", __m512i, __m512i, _mm512_set1_epi32, LOAD512I,
+          a[i] = _mm512_dpbusd_epi32(a[i], x, y), _mm512_storeu_si512)
 
-__attribute__((target("avx512f,avx512vnni"))) static void int8_avx512(uint64_t rounds)
-{
-    __m512i a[CHAINS], x = _mm512_setzero_si512(), y = _mm512_setzero_si512();
-    for (int i = 0; i < CHAINS; i++)
-        a[i] = _mm512_setzero_si512();
-    for (; rounds > 0; rounds--) {
-        _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS; i++) a[i] = _mm512_dpbusd_epi32(a[i], x, y);
-        __asm__ volatile("" : "+v"(x), "+v"(y));
-    }
-    for (int i = 1; i < CHAINS; i++)
-        a[0] = _mm512_add_epi32(a[0], a[i]);
-    sink = (float)_mm_cvtsi128_si32(_mm512_castsi512_si128(a[0]));
-}
-
-/* One tile product is 16 x 16 results of 32 (bf16) or 64 (int8) products. */
+/* One tile product is 16 x 16 results of 32 (bf16) or 64 (int8) products. Two tiles of each side give four products. */
 #define TILE_LOOP(NAME, TARGET, PRODUCT)                                                                               \
     __attribute__((target("amx-tile," TARGET))) static void NAME(uint64_t rounds)                                      \
     {                                                                                                                  \
@@ -97,21 +114,34 @@ __attribute__((target("avx512f,avx512vnni"))) static void int8_avx512(uint64_t r
         _tile_zero(1);                                                                                                 \
         _tile_zero(2);                                                                                                 \
         _tile_zero(3);                                                                                                 \
-        _tile_zero(4);                                                                                                 \
-        _tile_zero(5);                                                                                                 \
+        _tile_loadd(4, noise, 64);                                                                                     \
+        _tile_loadd(5, noise + 1024, 64);                                                                              \
+        _tile_loadd(6, noise + 2048, 64);                                                                              \
+        _tile_loadd(7, noise + 3072, 64);                                                                              \
         for (; rounds > 0; rounds--) {                                                                                 \
-            PRODUCT(0, 4, 5);                                                                                          \
-            PRODUCT(1, 4, 5);                                                                                          \
-            PRODUCT(2, 4, 5);                                                                                          \
-            PRODUCT(3, 4, 5);                                                                                          \
+            PRODUCT(0, 4, 6);                                                                                          \
+            PRODUCT(1, 4, 7);                                                                                          \
+            PRODUCT(2, 5, 6);                                                                                          \
+            PRODUCT(3, 5, 7);                                                                                          \
         }                                                                                                              \
         _tile_release();                                                                                               \
     }
 TILE_LOOP(bf16_amx, "amx-bf16", _tile_dpbf16ps)
 TILE_LOOP(int8_amx, "amx-int8", _tile_dpbusd)
 
-/* The kernel hands out tile registers only on request. */
-static bool tiles_allowed(void)
+static bool has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static bool has_avx512(void) { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }
+static bool has_vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+static bool has_bf16(void)
+{
+    unsigned a, b, c, d;
+    __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(1));
+    return has_avx512() && (a >> 5 & 1);
+}
+
+/* The operating system hands out tile registers only on request. */
+static bool has_amx(void)
 {
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
     unsigned a, b, c, d;
@@ -120,172 +150,290 @@ static bool tiles_allowed(void)
     return has && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 
-static bool has_avx512_bf16(void)
+static const peak_loop peak_loops[] = {
+    {"avx2", CHAINS * 8 * 2, f32_avx2, has_avx2},
+    {"avx2-int8", CHAINS * 32 * 2, int8_avx2, has_avx2},
+    {"avx512", CHAINS * 16 * 2, f32_avx512, has_avx512},
+    {"avx512-int8", CHAINS * 64 * 2, int8_avx512, has_avx512},
+    {"avx512-bf16", CHAINS * 32 * 2, bf16_avx512, has_bf16},
+    {"avx512-vnni", CHAINS * 64 * 2, vnni_avx512, has_vnni},
+    {"amx-bf16", 4.0 * 16 * 16 * 32 * 2, bf16_amx, has_amx},
+    {"amx-int8", 4.0 * 16 * 16 * 64 * 2, int8_amx, has_amx},
+};
+#elif defined(__aarch64__)
+enum { CHAINS = 16 };
+
+static void f32_neon(uint64_t rounds)
 {
-    unsigned a, b, c, d;
-    __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(1));
-    return __builtin_cpu_supports("avx512f") && (a >> 5 & 1);
+    float32x4_t a[CHAINS], x = vld1q_f32((const float *)(const void *)noise), y = x;
+    for (int i = 0; i < CHAINS; i++)
+        a[i] = vdupq_n_f32((float)i);
+    for (; rounds > 0; rounds--) {
+        _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS; i++)
+        {
+            a[i] = vfmaq_f32(a[i], x, y);
+            __asm__ volatile("" : "+w"(x), "+w"(y), "+w"(a[i]));
+        }
+    }
+    for (int i = 0; i < CHAINS; i++)
+        sink = vgetq_lane_f32(a[i], 0);
 }
 
-static peak_loop find_peak(peak_kind kind)
+__attribute__((target("arch=armv8.2-a+dotprod"))) static void int8_dotprod(uint64_t rounds)
 {
-    const peak_loop none = {NULL, 0, NULL};
-    switch (kind) {
-    case PEAK_F32:
-        if (__builtin_cpu_supports("avx512f"))
-            return (peak_loop){"avx512", CHAINS / 2 * 16 * 2, f32_avx512};
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-            return (peak_loop){"avx2", CHAINS / 2 * 8 * 2, f32_avx2};
-        return none;
-    case PEAK_BF16:
-        if (tiles_allowed())
-            return (peak_loop){"amx-bf16", 4.0 * 16 * 16 * 32 * 2, bf16_amx};
-        return has_avx512_bf16() ? (peak_loop){"avx512-bf16", CHAINS * 32 * 2, bf16_avx512} : none;
-    default:
-        if (tiles_allowed())
-            return (peak_loop){"amx-int8", 4.0 * 16 * 16 * 64 * 2, int8_amx};
-        return __builtin_cpu_supports("avx512vnni") ? (peak_loop){"avx512-vnni", CHAINS * 64 * 2, int8_avx512} : none;
+    int32x4_t a[CHAINS];
+    int8x16_t x = vld1q_s8((const int8_t *)noise), y = x;
+    for (int i = 0; i < CHAINS; i++)
+        a[i] = vdupq_n_s32(i);
+    for (; rounds > 0; rounds--) {
+        _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS; i++)
+        {
+            a[i] = vdotq_s32(a[i], x, y);
+            __asm__ volatile("" : "+w"(x), "+w"(y), "+w"(a[i]));
+        }
     }
+    for (int i = 0; i < CHAINS; i++)
+        sink = (float)vgetq_lane_s32(a[i], 0);
 }
+
+static bool has_neon(void) { return true; }
+static bool has_dotprod(void) { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+
+static const peak_loop peak_loops[] = {
+    {"neon", CHAINS * 4 * 2, f32_neon, has_neon},
+    {"neon-dotprod", CHAINS * 16 * 2, int8_dotprod, has_dotprod},
+};
 #else
 enum { LANES = 64 };
 
-/* Plain C that compilers turn into fused multiply-adds over vector registers. */
+/* Plain C that compilers turn into whatever vectors there are. */
 static void f32_plain(uint64_t rounds)
 {
-    float a[LANES] = {0}, x = 0, y = 0;
-    for (; rounds > 0; rounds--) {
+    float a[LANES], x = 0.75f, y = 0.25f;
+    for (int i = 0; i < LANES; i++)
+        a[i] = (float)i;
+    for (; rounds > 0; rounds--)
         for (int i = 0; i < LANES; i++)
-            a[i] = __builtin_fmaf(x, y, a[i]);
-        __asm__ volatile("" : "+w"(x), "+w"(y));
-    }
-    for (int i = 1; i < LANES; i++)
-        a[0] += a[i];
-    sink = a[0];
+            a[i] = x * y + a[i];
+    for (int i = 0; i < LANES; i++)
+        sink = a[i];
 }
+static bool always(void) { return true; }
 
-static peak_loop find_peak(peak_kind kind)
-{
-    return kind == PEAK_F32 ? (peak_loop){"fma", LANES * 2, f32_plain} : (peak_loop){NULL, 0, NULL};
-}
+static const peak_loop peak_loops[] = {{"generic", LANES * 2, f32_plain, always}};
 #endif
 
 /* ---- reading ------------------------------------------------------------------------------------------------------ */
 
-/* `ahead`: words fetched ahead by hand; 0 leaves it to the processor. Some machines read faster one way, some the other. */
-#if defined(__x86_64__)
-__attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-static uint64_t
-read_all(const uint64_t *p, size_t n, size_t ahead)
-{
-    uint64_t a[32] = {0};
-    for (size_t i = 0; i + 32 <= n; i += 32) {
-        for (size_t line = 0; ahead && line < 32; line += 8)
-            __builtin_prefetch(p + i + ahead + line);
-        for (int k = 0; k < 32; k++)
-            a[k] ^= p[i + (size_t)k];
+/* Processors differ in what reads fastest: one stream or several a thread; fetching ahead left to them or done by hand,
+ * how far, and into which caches. */
+typedef struct read_way {
+    uint32_t streams, ahead; /* bytes fetched ahead by hand; 0: none */
+    bool passing;            /* fetched as data that is used once */
+} read_way;
+
+static const read_way read_ways[] = {
+    {1, 0, false},    {1, 1024, false}, {1, 2048, false}, {1, 4096, false}, {1, 8192, false}, {1, 16384, false},
+    {1, 1024, true},  {1, 2048, true},  {1, 4096, true},  {1, 8192, true},  {2, 0, false},    {2, 1024, false},
+    {2, 2048, false}, {2, 4096, false}, {2, 8192, false}, {2, 4096, true},  {4, 0, false},    {4, 1024, false},
+    {4, 2048, false}, {4, 4096, false}, {4, 2048, true},
+};
+enum { PIECE = 1 << 20, STRIDE = 512 /* bytes of a stream at a time */, KEPT = 3 /* ways measured each time */ };
+
+/* Reads a piece; what it returns depends on every byte. */
+#define READ_LOOP(NAME, TARGET, TYPE)                                                                                  \
+    TARGET static inline __attribute__((always_inline)) uint64_t NAME##_as(const uint8_t *p, size_t streams,           \
+                                                                           size_t ahead, bool passing)                \
+    {                                                                                                                  \
+        enum { WIDE = sizeof(TYPE), VECTORS = STRIDE / WIDE };                                                         \
+        TYPE a[VECTORS] = {{0}};                                                                                       \
+        const size_t length = PIECE / streams;                                                                         \
+        for (size_t at = 0; at < length; at += STRIDE)                                                                 \
+            for (size_t s = 0; s < streams; s++) {                                                                     \
+                const uint8_t *q = p + s * length + at;                                                                \
+                for (size_t line = 0; ahead && line < STRIDE; line += 64) {                                            \
+                    if (passing)                                                                                       \
+                        __builtin_prefetch(q + ahead + line, 0, 0);                                                    \
+                    else                                                                                               \
+                        __builtin_prefetch(q + ahead + line, 0, 3);                                                    \
+                }                                                                                                      \
+                for (int k = 0; k < VECTORS; k++)                                                                      \
+                    a[k] ^= *(const TYPE *)(const void *)(q + (size_t)k * WIDE);                                       \
+            }                                                                                                          \
+        for (int k = 1; k < VECTORS; k++)                                                                              \
+            a[0] ^= a[k];                                                                                              \
+        uint64_t all = 0;                                                                                              \
+        for (size_t k = 0; k < WIDE / sizeof all; k++)                                                                 \
+            all ^= a[0][k];                                                                                            \
+        return all;                                                                                                    \
+    }                                                                                                                  \
+    TARGET static uint64_t NAME(const uint8_t *p, const read_way *w)                                                   \
+    {                                                                                                                  \
+        switch (w->streams * 4 + (w->ahead > 0 ? 2u : 0u) + w->passing) {                                                 \
+        case 4: return NAME##_as(p, 1, 0, false);                                                                      \
+        case 6: return NAME##_as(p, 1, w->ahead, false);                                                               \
+        case 7: return NAME##_as(p, 1, w->ahead, true);                                                                \
+        case 8: return NAME##_as(p, 2, 0, false);                                                                      \
+        case 10: return NAME##_as(p, 2, w->ahead, false);                                                              \
+        case 11: return NAME##_as(p, 2, w->ahead, true);                                                               \
+        case 16: return NAME##_as(p, 4, 0, false);                                                                     \
+        case 18: return NAME##_as(p, 4, w->ahead, false);                                                              \
+        default: return NAME##_as(p, 4, w->ahead, true);                                                               \
+        }                                                                                                              \
     }
-    for (int k = 1; k < 32; k++)
-        a[0] ^= a[k];
-    return a[0];
+typedef uint64_t words_16 __attribute__((vector_size(16)));
+READ_LOOP(read_baseline, , words_16)
+#if defined(__x86_64__)
+typedef uint64_t words_32 __attribute__((vector_size(32)));
+typedef uint64_t words_64 __attribute__((vector_size(64)));
+READ_LOOP(read_avx2, __attribute__((target("avx2"))), words_32)
+READ_LOOP(read_avx512, __attribute__((target("avx512f"))), words_64)
+#endif
+
+static uint64_t read_piece(const uint8_t *p, const read_way *w)
+{
+#if defined(__x86_64__)
+    if (has_avx512())
+        return read_avx512(p, w);
+    if (has_avx2())
+        return read_avx2(p, w);
+#endif
+    return read_baseline(p, w);
 }
 
 /* ---- threads ------------------------------------------------------------------------------------------------------ */
 
-typedef enum job_kind { JOB_TOUCH, JOB_READ, JOB_READ_AHEAD, JOB_PEAK } job_kind;
-enum { AHEAD = 512 }; /* words: a page */
-
 struct machine {
     uint32_t threads;
-    char cpu[128];
-    uint64_t *memory;
-    size_t words; /* of the memory; each thread has its share */
-    job_kind job;
-    uint64_t rounds;
-    peak_loop loop;
+    uint8_t *mapped, *memory; /* memory: on a huge page's border */
+    size_t mapped_bytes, pieces;
+    size_t ways[KEPT];   /* into read_ways; the fastest so far first */
+    size_t challenger;   /* the next to be tried beside them */
+    /* the measurement that is going on */
+    const read_way *way;    /* or */
+    const peak_loop *loop;  /* or, both NULL, filling the memory */
+    double deadline;
+    atomic_uint waiting;         /* threads that have not started */
+    atomic_size_t next, done;    /* pieces or slices of rounds */
 };
 
-typedef struct worker {
-    machine *m;
-    uint32_t index;
-} worker;
+enum { SLICE = 1 << 13 }; /* rounds of a peak loop between two looks at the clock */
 
+/* Threads take pieces from one counter until the time is over, as the engine's threads do: a thread that a neighbour
+ * slows down then costs its own share only. */
 static void *work(void *arg)
 {
-    const worker *w = arg;
-    machine *m = w->m;
-    const size_t share = m->words / m->threads;
-    uint64_t *mine = m->memory + w->index * share;
-    if (m->job == JOB_TOUCH)
-        memset(mine, 0x5a, share * sizeof *mine);
-    else if (m->job == JOB_PEAK)
-        m->loop.run(m->rounds);
-    else
-        for (uint64_t i = 0; i < m->rounds; i++)
-            sink = (float)read_all(mine, share, m->job == JOB_READ_AHEAD ? AHEAD : 0);
+    machine *m = arg;
+    size_t done = 0;
+    atomic_fetch_sub(&m->waiting, 1);
+    while (atomic_load(&m->waiting) > 0)
+        sched_yield();
+    if (!m->way && !m->loop) {
+        for (size_t i; (i = atomic_fetch_add(&m->next, 1)) < m->pieces;)
+            memset(m->memory + i * PIECE, (int)i, PIECE);
+        return NULL;
+    }
+    do {
+        if (m->loop)
+            m->loop->run(SLICE);
+        else
+            sink = (float)read_piece(m->memory + atomic_fetch_add(&m->next, 1) % m->pieces * PIECE, m->way);
+        done++;
+    } while (now() < m->deadline);
+    atomic_fetch_add(&m->done, done);
     return NULL;
 }
 
-/* Seconds that all threads together take. */
-static double run_all(machine *m, job_kind job, uint64_t rounds)
+/* Pieces or slices a second, all threads together. */
+static double run_all(machine *m, double seconds)
 {
     pthread_t *threads = must(calloc(m->threads, sizeof *threads));
-    worker *workers = must(calloc(m->threads, sizeof *workers));
-    m->job = job;
-    m->rounds = rounds;
-    const double started = now();
     uint32_t n = 0;
+    atomic_store(&m->done, 0);
+    atomic_store(&m->next, 0);
+    atomic_store(&m->waiting, m->threads);
+    m->deadline = now() + 3600;
     for (uint32_t i = 1; i < m->threads; i++) {
-        workers[i] = (worker){m, i};
-        if (pthread_create(&threads[n], NULL, work, &workers[i]))
-            work(&workers[i]);
+        if (pthread_create(&threads[n], NULL, work, m))
+            atomic_fetch_sub(&m->waiting, 1);
         else
             n++;
     }
-    workers[0] = (worker){m, 0};
-    work(&workers[0]);
+    while (atomic_load(&m->waiting) > 1)
+        sched_yield();
+    const double started = now();
+    m->deadline = started + seconds;
+    work(m);
     for (uint32_t i = 0; i < n; i++)
         pthread_join(threads[i], NULL);
-    const double seconds = now() - started;
+    const double taken = now() - started;
     free(threads);
-    free(workers);
-    return seconds;
+    return (double)atomic_load(&m->done) / taken;
+}
+
+static double read_rate(machine *m, const read_way *way, double seconds)
+{
+    m->way = way;
+    const double rate = run_all(m, seconds) * PIECE;
+    m->way = NULL;
+    return rate;
+}
+
+/* Keeps the fastest ways of reading, by the best of several short tries of each. */
+static void choose_ways(machine *m)
+{
+    enum { TRIES = 3 };
+    double best[COUNT_OF(read_ways)] = {0};
+    for (int i = 0; i < TRIES; i++)
+        for (size_t w = 0; w < COUNT_OF(read_ways); w++) {
+            const double rate = read_rate(m, &read_ways[w], 0.03);
+            best[w] = rate > best[w] ? rate : best[w];
+        }
+    for (int k = 0; k < KEPT; k++) {
+        size_t top = 0;
+        for (size_t w = 1; w < COUNT_OF(read_ways); w++)
+            top = best[w] > best[top] ? w : top;
+        m->ways[k] = top;
+        best[top] = 0;
+    }
+}
+
+void machine_set_threads(machine *m, uint32_t threads)
+{
+    cpu_set_t set;
+    if (threads == 0)
+        threads = sched_getaffinity(0, sizeof set, &set) ? 1u : (uint32_t)CPU_COUNT(&set);
+    if (threads == m->threads)
+        return;
+    m->threads = threads;
+    choose_ways(m);
 }
 
 machine *machine_new(uint32_t threads)
 {
+    enum { HUGE_PAGE = 2 << 20 };
     machine *m = calloc(1, sizeof *m);
     if (!m)
         return NULL;
-    cpu_set_t set;
-    m->threads = threads ? threads : (sched_getaffinity(0, sizeof set, &set) ? 1u : (uint32_t)CPU_COUNT(&set));
-    snprintf(m->cpu, sizeof m->cpu, "unknown processor");
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    char line[256];
-    while (f && fgets(line, sizeof line, f)) {
-        char *value = strchr(line, ':');
-        if (value && !strncmp(line, "model name", 10)) {
-            value[strcspn(value, "\n")] = '\0';
-            snprintf(m->cpu, sizeof m->cpu, "%s", value + 2);
-            break;
-        }
-    }
-    if (f)
-        fclose(f);
+    fill_noise();
     for (size_t bytes = (size_t)1 << 30; bytes >= (size_t)1 << 26 && !m->memory; bytes /= 2) {
-        void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void *p = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (p == MAP_FAILED)
             continue;
-        (void)madvise(p, bytes, MADV_HUGEPAGE);
-        m->memory = p;
-        m->words = bytes / sizeof *m->memory;
+        m->mapped = p;
+        m->mapped_bytes = bytes + HUGE_PAGE;
+        m->memory = m->mapped + (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE) % HUGE_PAGE;
+        m->pieces = bytes / PIECE;
+        (void)madvise(m->memory, bytes, MADV_HUGEPAGE);
     }
     if (!m->memory) {
         free(m);
         return NULL;
     }
-    run_all(m, JOB_TOUCH, 1);
+    m->threads = 1;
+    run_all(m, 0); /* fills the memory */
+    m->threads = 0;
+    machine_set_threads(m, threads);
     return m;
 }
 
@@ -293,45 +441,108 @@ void machine_free(machine *m)
 {
     if (!m)
         return;
-    munmap(m->memory, m->words * sizeof *m->memory);
+    munmap(m->mapped, m->mapped_bytes);
     free(m);
 }
+
+/* ---- facts and measurements ----------------------------------------------------------------------------------------- */
 
 uint32_t machine_threads(const machine *m)
 {
     return m->threads;
 }
 
-const char *machine_cpu(const machine *m)
+const char *machine_cpu(void)
 {
-    return m->cpu;
+    static char name[128];
+    char line[256];
+    FILE *f = *name ? NULL : fopen("/proc/cpuinfo", "r");
+    while (f && fgets(line, sizeof line, f)) {
+        char *value = strchr(line, ':');
+        if (value && !strncmp(line, "model name", 10)) {
+            value[strcspn(value, "\n")] = '\0';
+            snprintf(name, sizeof name, "%.*s", (int)sizeof name - 1, value + 2);
+            break;
+        }
+    }
+    if (f)
+        fclose(f);
+    return *name ? name : "unknown processor";
 }
 
+/* Neighbours may have spoilt the choice: each time another way is tried beside the chosen ones, and takes the place of
+ * the slowest if it was the fastest. */
 double machine_read_bandwidth(machine *m, double seconds)
 {
-    const double bytes = (double)(m->words / m->threads * m->threads * sizeof *m->memory);
-    double most = 0;
-    for (int way = 0; way < 2; way++) {
-        const job_kind job = way ? JOB_READ_AHEAD : JOB_READ;
-        const uint64_t rounds = (uint64_t)(seconds / 2 / run_all(m, job, 1)) + 1;
-        const double rate = bytes * (double)rounds / run_all(m, job, rounds);
-        most = rate > most ? rate : most;
+    double most = 0, least = 0;
+    int slowest = 0, fastest = 0;
+    for (int k = 0; k < KEPT; k++) {
+        const double rate = read_rate(m, &read_ways[m->ways[k]], seconds / (KEPT + 1));
+        if (k == 0 || rate < least) {
+            least = rate;
+            slowest = k;
+        }
+        if (rate > most) {
+            most = rate;
+            fastest = k;
+        }
     }
+    size_t other = m->challenger;
+    for (int k = 0; k < KEPT; k++) /* passes by all that are chosen */
+        for (int j = 0; j < KEPT; j++)
+            other = m->ways[j] == other ? (other + 1) % COUNT_OF(read_ways) : other;
+    m->challenger = (other + 1) % COUNT_OF(read_ways);
+    const double rate = read_rate(m, &read_ways[other], seconds / (KEPT + 1));
+    if (rate > most) {
+        m->ways[fastest = slowest] = other;
+        most = rate;
+    }
+    const size_t first = m->ways[0];
+    m->ways[0] = m->ways[fastest];
+    m->ways[fastest] = first;
     return most;
 }
 
-double machine_peak(machine *m, peak_kind kind, double seconds)
+const char *machine_read_way(const machine *m)
 {
-    m->loop = find_peak(kind);
-    if (!m->loop.run)
-        return 0;
-    uint64_t rounds = 1 << 16;
-    const double trial = run_all(m, JOB_PEAK, rounds);
-    rounds = (uint64_t)((double)rounds * seconds / trial) + 1;
-    return m->loop.operations * (double)rounds * m->threads / run_all(m, JOB_PEAK, rounds);
+    static char text[96];
+    const read_way *w = &read_ways[m->ways[0]];
+    snprintf(text, sizeof text, "%u stream%s a thread", w->streams, w->streams > 1 ? "s" : "");
+    const size_t n = strlen(text);
+    if (w->ahead)
+        snprintf(text + n, sizeof text - n, ", fetched %u bytes ahead%s", w->ahead, w->passing ? " past the caches" : "");
+    return text;
 }
 
-const char *machine_peak_name(peak_kind kind)
+static const peak_loop *find_peak(const char *name)
 {
-    return find_peak(kind).name;
+    for (size_t i = 0; name && i < COUNT_OF(peak_loops); i++)
+        if (!strcmp(peak_loops[i].name, name))
+            return peak_loops[i].here() ? &peak_loops[i] : NULL;
+    return NULL;
+}
+
+const char *machine_peak_at(size_t i)
+{
+    for (size_t k = 0; k < COUNT_OF(peak_loops); k++)
+        if (peak_loops[k].here() && i-- == 0)
+            return peak_loops[k].name;
+    return NULL;
+}
+
+bool machine_has_peak(const char *name)
+{
+    return find_peak(name) != NULL;
+}
+
+double machine_peak(machine *m, const char *name, double seconds)
+{
+    m->loop = find_peak(name);
+    double most = 0;
+    for (int half = 0; half < 2 && m->loop; half++) { /* the better of two */
+        const double rate = run_all(m, seconds / 2) * SLICE * m->loop->operations;
+        most = rate > most ? rate : most;
+    }
+    m->loop = NULL;
+    return most;
 }

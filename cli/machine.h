@@ -6,26 +6,32 @@
 #define CLI_MACHINE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 typedef struct machine machine;
 
-typedef enum peak_kind { PEAK_F32, PEAK_BF16, PEAK_INT8, PEAKS } peak_kind;
-
-/* `threads` 0: all CPUs. Takes about a gigabyte, less where memory is short. NULL on failure. */
+/* Takes about a gigabyte, less where memory is short, and a second or two to find the fastest way of reading it.
+ * `threads` 0: all CPUs. NULL on failure. */
 machine *machine_new(uint32_t threads);
 void machine_free(machine *m);
+/* From here on with so many threads; 0: all CPUs. */
+void machine_set_threads(machine *m, uint32_t threads);
 uint32_t machine_threads(const machine *m);
-/* Name of the processor. Borrowed. */
-const char *machine_cpu(const machine *m);
+/* Name of the processor. Static storage. */
+const char *machine_cpu(void);
 
-/* Bytes a second when all threads read, each a stream of its own, in about `seconds`: the better of leaving the fetching to
- * the processor and fetching ahead by hand. */
+/* Bytes a second when all threads read, measured for about `seconds`: the best of a few ways of reading that have been the
+ * fastest of many so far. */
 double machine_read_bandwidth(machine *m, double seconds);
-/* Operations a second (a multiply-add is two) from registers with the best instruction of that kind; 0 if the processor
- * has none. */
-double machine_peak(machine *m, peak_kind kind, double seconds);
-/* "avx512-bf16", ... ; NULL if there is none. */
-const char *machine_peak_name(peak_kind kind);
+/* How the fastest one reads: "2 streams a thread, fetched 4096 bytes ahead". Static storage. */
+const char *machine_read_way(const machine *m);
+
+/* Kinds of multiply-add that this processor has, by name: "avx512", "avx512-bf16", "amx-int8", ...; NULL past the last. */
+const char *machine_peak_at(size_t i);
+/* NULL, and names that it has not, are false. */
+bool machine_has_peak(const char *name);
+/* Operations a second (a multiply-add is two) on operands in registers; 0 if the processor has none of that name. */
+double machine_peak(machine *m, const char *name, double seconds);
 
 #endif

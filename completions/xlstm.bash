@@ -156,11 +156,15 @@ _xlstm()
     diagnose:--bos) COMPREPLY=($(compgen -W 'auto on off' -- "$word")); return ;;
     diagnose:--set) :; return ;;
     bench:--preset) :; return ;;
-    bench:--type | bench:-t) :; return ;;
+    bench:--type | bench:-T) :; return ;;
+    bench:--activations) :; return ;;
     bench:--prompt-lengths) :; return ;;
     bench:--batch | bench:-b) :; return ;;
+    bench:--thread-counts) :; return ;;
     bench:--repetitions | bench:-r) :; return ;;
     bench:--tokens | bench:-n) :; return ;;
+    bench:--limit-read) :; return ;;
+    bench:--limit-peak) :; return ;;
     bench:--model | bench:-m) compopt -o filenames; COMPREPLY=($(compgen -f -- "$word")); return ;;
     bench:--dtype) :; return ;;
     bench:--kernel-dtype) :; return ;;
@@ -261,7 +265,7 @@ _xlstm()
     perplexity) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --tokens --window --stride --kl-base --kl --state-in --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     trace) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --json --dump --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     diagnose) COMPREPLY=($(compgen -W '--help --json --quick --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    bench) COMPREPLY=($(compgen -W '--help --preset --type --prompt-lengths --batch --repetitions --tokens --no-prefill --no-decode --json --csv --md --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    bench) COMPREPLY=($(compgen -W '--help --preset --type --activations --prompt-lengths --batch --thread-counts --repetitions --tokens --no-prefill --no-decode --limit-read --limit-peak --json --csv --md --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     ingest) COMPREPLY=($(compgen -W '--help --file --state-out --state-in --checkpoint-every --resume --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     state) COMPREPLY=($(compgen -W '--help --to --weights --note --json' -- "$word")) ;;
     session) COMPREPLY=($(compgen -W '--help --store --name --create --idle --max-tokens --stats --json --prompt --prompt-file --prompt-ids --escape --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;

@@ -263,14 +263,18 @@ _xlstm() {
         ;;
     bench)
         _arguments \
-            --preset'=[random weights of a geometry, made in memory\: 7b, 1b, 410m, 125m]:NAME: ' \
-            '*'{-t,--type}'=[weight formats of a preset, one measurement each\: bf16, f32, f16, q8_0, q6_k, q5_k, q4_k, q4_0]:TYPE: ' \
+            --preset'=[random weights of a geometry, made in memory\: 7b, 1b, 410m, 125m, tiny]:NAME: ' \
+            '*'{-T,--type}'=[weight formats of a preset, one measurement each\: bf16, f32, f16, q8_0, q6_k, q5_k, q4_k, q4_0]:TYPE: ' \
+            '*'--activations'=[as --dtype, one measurement each]:TYPE: ' \
             '*'--prompt-lengths'=[tokens to read at once]:N,N: ' \
             '*'{-b,--batch}'=[sequences decoded together]:N,N: ' \
+            '*'--thread-counts'=[as --threads, one measurement each]:N,N: ' \
             {-r,--repetitions}'=[how often each is measured]:N: ' \
             {-n,--tokens}'=[decode steps in one measurement]:N: ' \
             --no-prefill'[leave out reading]' \
             --no-decode'[leave out decoding]' \
+            --limit-read'=[judge by this read bandwidth instead of measuring\: for devices, whose limits are not measured]:GB/S: ' \
+            --limit-peak'=[judge by this multiply-add peak, likewise]:GFLOP/S: ' \
             --json'[one JSON object]' \
             --csv'[comma-separated lines]' \
             --md'[a Markdown table]' \

@@ -316,37 +316,66 @@ char *xl_join(const char *folder, const char *name, xlstm_error *err)
 
 /* ---- atomic writing --------------------------------------------------------------------------------------------- */
 
-int xl_writer_open(xl_writer *w, const char *path, xlstm_error *err)
+/* A file without a name in the folder of `path`, which vanishes with the process however that ends; -1 where the system
+ * has none, or could not give it a name later. */
+static int open_nameless(const char *path)
 {
-    *w = (xl_writer){0};
-    w->path = xl_strdup(path, err);
-    w->temporary = w->path != NULL ? xl_printf(err, "%s.XXXXXX", path) : NULL;
-    if (w->temporary == NULL) {
-        xl_writer_abort(w);
-        return XLSTM_E_MEMORY;
+    int fd = -1;
+#ifdef O_TMPFILE
+    const char *slash = strrchr(path, '/');
+    char *folder = slash == NULL ? strdup(".") : strndup(path, (size_t)(slash - path + (slash == path))), link[64];
+    if (folder != NULL) fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    free(folder);
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    if (fd >= 0 && access(link, F_OK) != 0) {
+        close(fd);
+        fd = -1;
     }
-    int fd = mkostemp(w->temporary, O_CLOEXEC);
-    if (fd < 0) {
-        int result = fail_errno(err, path, "create a temporary file beside it");
-        free(w->temporary);
-        w->temporary = NULL;
-        xl_writer_abort(w);
-        return result;
-    }
-    /* mkostemp makes the file private; give it the mode that open() would have given a new one. */
+#else
+    (void)path;
+#endif
+    return fd;
+}
+
+static int open_named(int *fd, xl_writer *w, xlstm_error *err)
+{
+    w->temporary = xl_printf(err, "%s.XXXXXX", w->path);
+    if (w->temporary == NULL) return XLSTM_E_MEMORY;
+    *fd = mkostemp(w->temporary, O_CLOEXEC);
+    if (*fd >= 0) return XLSTM_OK;
+    int result = fail_errno(err, w->path, "create a temporary file beside it");
+    free(w->temporary);
+    w->temporary = NULL;
+    return result;
+}
+
+/* Temporary files are private; gives them the mode that open() would have given a new one, or that of the old one. */
+static void set_mode(int fd, const char *path)
+{
     struct stat st;
     mode_t mask = umask(0);
     (void)umask(mask);
     mode_t mode = stat(path, &st) == 0 ? st.st_mode & 07777 : 0666 & ~mask;
     (void)fchmod(fd, mode);
-    w->file = fdopen(fd, "wb");
-    if (w->file == NULL) {
-        int result = fail_errno(err, path, "open");
-        close(fd);
-        xl_writer_abort(w);
-        return result;
+}
+
+int xl_writer_open(xl_writer *w, const char *path, xlstm_error *err)
+{
+    *w = (xl_writer){0};
+    w->path = xl_strdup(path, err);
+    if (w->path == NULL) return XLSTM_E_MEMORY;
+    int fd = open_nameless(path), result = XLSTM_OK;
+    if (fd < 0) result = open_named(&fd, w, err);
+    if (result == XLSTM_OK) {
+        set_mode(fd, path);
+        w->file = fdopen(fd, "wb");
+        if (w->file == NULL) {
+            result = fail_errno(err, path, "open");
+            close(fd);
+        }
     }
-    return XLSTM_OK;
+    if (result != XLSTM_OK) xl_writer_abort(w);
+    return result;
 }
 
 int xl_writer_put(xl_writer *w, const void *bytes, size_t n, xlstm_error *err)
@@ -370,10 +399,52 @@ static void sync_folder_of(const char *path)
     free(folder);
 }
 
+/* Everything that `from` holds, into a new file with a name. For file systems whose nameless files stay nameless. */
+static int copy_to_named(xl_writer *w, int from, xlstm_error *err)
+{
+    enum { BLOCK = 1 << 20 };
+    int fd = -1, result = open_named(&fd, w, err);
+    char *block = result == XLSTM_OK ? xl_grow(NULL, BLOCK, err) : NULL;
+    if (result == XLSTM_OK && block == NULL) result = XLSTM_E_MEMORY;
+    for (off_t at = 0; result == XLSTM_OK;) {
+        ssize_t n = pread(from, block, BLOCK, at), put = 0;
+        if (n == 0) break;
+        for (ssize_t m; n > 0 && put < n; put += m) {
+            if ((m = write(fd, block + put, (size_t)(n - put))) < 0) break;
+        }
+        if (n < 0 || put < n) result = fail_errno(err, w->path, "write");
+        at += put;
+    }
+    if (result == XLSTM_OK) set_mode(fd, w->path);
+    if (result == XLSTM_OK && fsync(fd) != 0) result = fail_errno(err, w->path, "write");
+    if (fd >= 0) close(fd);
+    xl_release(block);
+    return result;
+}
+
+/* Gives a nameless file a temporary name, from which it can be renamed over what is there. */
+static int give_name(xl_writer *w, xlstm_error *err)
+{
+    const int fd = fileno(w->file);
+    char link[64];
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    for (unsigned attempt = 0; attempt < 100; attempt++) {
+        unsigned long long number = xl_hash(w->path, strlen(w->path), (uint64_t)(xl_now() * 1e9) + attempt);
+        w->temporary = xl_printf(err, "%s.%06llx", w->path, number & 0xffffff);
+        if (w->temporary == NULL) return XLSTM_E_MEMORY;
+        if (linkat(AT_FDCWD, link, AT_FDCWD, w->temporary, AT_SYMLINK_FOLLOW) == 0) return XLSTM_OK;
+        free(w->temporary);
+        w->temporary = NULL;
+        if (errno != EEXIST) break;
+    }
+    return copy_to_named(w, fd, err);
+}
+
 int xl_writer_commit(xl_writer *w, xlstm_error *err)
 {
     int result = XLSTM_OK;
     if (fflush(w->file) != 0 || fsync(fileno(w->file)) != 0) result = fail_errno(err, w->path, "write");
+    if (result == XLSTM_OK && w->temporary == NULL) result = give_name(w, err);
     if (fclose(w->file) != 0 && result == XLSTM_OK) result = fail_errno(err, w->path, "write");
     w->file = NULL;
     if (result == XLSTM_OK && rename(w->temporary, w->path) != 0) result = fail_errno(err, w->path, "replace");

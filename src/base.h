@@ -74,11 +74,12 @@ bool xl_is_folder(const char *path);
 bool xl_is_file(const char *path);
 char *xl_join(const char *folder, const char *name, xlstm_error *err); /* "folder/name" */
 
-/* Atomic write: bytes go to a temporary file beside `path`, which replaces it on commit after fsync. Abort removes it.
- * A process killed at any moment leaves the old file or the new one, never a mixture. */
+/* Atomic write: bytes go to a file without a name in the folder of `path`, which replaces it on commit after fsync. A
+ * process killed at any moment leaves the old file or the new one, never a mixture and no half file. Where the system has
+ * no nameless files it is a temporary one, `path`.XXXXXX, which only a kill leaves behind. */
 typedef struct xl_writer {
     FILE *file;
-    char *path, *temporary;
+    char *path, *temporary; /* temporary: NULL while the file has no name */
     uint64_t written;
 } xl_writer;
 int xl_writer_open(xl_writer *w, const char *path, xlstm_error *err);

@@ -417,6 +417,7 @@ static int write_item(conversion *c, const item *it, const item *next)
             result = xl_gguf_data(&c->g, same ? b.in : b.out, b.rows * out_row, c->err);
         }
         if (result == XLSTM_OK) result = report(c, b.rows * it->columns);
+        if (rows > most) xl_weights_drop_part(w, t, (size_t)(b.in - (const uint8_t *)data), b.rows * in_row);
     }
     xl_release(b.scratch);
     xl_release(b.out);

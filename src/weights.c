@@ -288,6 +288,15 @@ void xl_weights_drop(xl_weights *w, const xl_tensor *t)
     if (w->make == NULL) xl_map_drop(&w->files[own->file].map, own->offset, own->bytes);
 }
 
+void xl_weights_drop_part(xl_weights *w, const xl_tensor *t, size_t offset, size_t bytes)
+{
+    const xl_tensor *own = xl_weights_find(w, t->name);
+    if (own == NULL || w->make != NULL || offset > own->bytes) return;
+    const xl_weights_cell *cell = &w->cells[own - w->tensors];
+    if (cell->kept || cell->made != NULL) return;
+    xl_map_drop(&w->files[own->file].map, own->offset + offset, XL_MIN(bytes, own->bytes - offset));
+}
+
 void xl_weights_keep(xl_weights *w, const xl_tensor *t)
 {
     const xl_tensor *own = xl_weights_find(w, t->name);

@@ -40,6 +40,8 @@ const char *xl_weights_file(const xl_weights *w, uint32_t file); /* base name */
 int xl_weights_data(const void **out, xl_weights *w, const xl_tensor *t, xlstm_error *err);
 /* Done with these bytes: their pages leave this process and the page cache (synthetic: freed). */
 void xl_weights_drop(xl_weights *w, const xl_tensor *t);
+/* Done with some of these bytes, counted from the tensor's first. */
+void xl_weights_drop_part(xl_weights *w, const xl_tensor *t, size_t offset, size_t bytes);
 /* Somebody goes on using the tensor's bytes: later drops of it do nothing. */
 void xl_weights_keep(xl_weights *w, const xl_tensor *t);
 /* Starts reading the tensor ahead. */

@@ -1,5 +1,7 @@
 """The program as its users meet it: every command of the contract, run as a process. Needs only Python's library."""
 
+import csv
+import io
 import json
 import math
 import os
@@ -14,6 +16,7 @@ import sys
 import tempfile
 import time
 import unittest
+import xml.etree.ElementTree
 
 PROGRAM = os.path.abspath(os.environ.get("XLSTM", "build/xlstm"))
 MODEL = os.path.abspath("models/xlstm-stories-10m")
@@ -583,8 +586,64 @@ class Numbers(Case):
         got = json.loads(self.ok("bench", "-r", 1, "-b", "1,2", "--prompt-lengths", "64", "-n", 2, "--json"))
         self.assertEqual([(r["test"], r["batch"]) for r in got["results"]], [("decode", 1), ("decode", 2), ("prefill", 1)])
         self.assertTrue(all(r["tokens_per_second"] > 0 and r["share"] > 0 for r in got["results"]))
-        again = json.loads(self.ok("bench", "-r", 1, "-b", "1,2", "--prompt-lengths", "64", "-n", 2, "--threads", 1, "--json"))
+        again = json.loads(self.ok("bench", "-r", 1, "-b", "1,2", "--prompt-lengths", "64", "-n", 3, "--threads", 1, "--json"))
         self.assertEqual([r["logits_hash"] for r in got["results"]], [r["logits_hash"] for r in again["results"]])
+
+    def test_bench_measures_every_combination(self):
+        out = self.ok("bench", "--preset", "tiny", "--type", "bf16", "--type", "q8_0", "--activations", "f32",
+                      "--activations", "bf16", "--thread-counts", "1,2", "-r", 1, "-n", 2, "-b", 3, "--prompt-lengths", 40, "--csv")
+        rows = list(csv.DictReader(io.StringIO(out)))
+        self.assertEqual(len(rows), 2 * 2 * 2 * 2)
+        key = ("threads", "weights", "activations", "test")
+        self.assertEqual(len({tuple(r[k] for k in key) for r in rows}), 16)
+        hashes = {}
+        for r in rows:
+            self.assertTrue(r["backend"].startswith("cpu (") and r["cpu"] and r["model"].startswith("preset:tiny:"))
+            self.assertEqual((r["state"], r["batch"], r["length"]),
+                             ("float32", "3", "1") if r["test"] == "decode" else ("float32", "1", "40"))
+            gb, gflop = float(r["gb_per_second"]), float(r["gflop_per_second"])
+            self.assertAlmostEqual(gflop / gb / float(r["flop_per_byte"]), 1, places=3)
+            self.assertTrue(gb > 0 and float(r["read_gb_per_second"]) > 0 and float(r["best_share"]) > 0 and r["best_peak"])
+            hashes.setdefault((r["weights"], r["activations"], r["test"]), set()).add(r["logits_hash"])
+        self.assertTrue(all(len(h) == 1 for h in hashes.values()))  # whatever the number of threads
+        self.assertEqual(len({next(iter(h)) for h in hashes.values()}), 8)
+
+    def test_bench_against_stated_limits(self):
+        got = json.loads(self.ok("bench", "-r", 1, "-b", 1, "-n", 2, "--prompt-lengths", 16, "--limit-read", 50, "--limit-peak", 200,
+                                 "--json"))
+        for r in got["results"]:
+            self.assertEqual((r["kernel_peak"], r["best_peak"]), ("given", "given"))
+            self.assertAlmostEqual(r["read_share"], r["gb_per_second"] / 50, places=3)
+            self.assertAlmostEqual(r["best_share"], r["gflop_per_second"] / 200, places=3)
+        for flags in (["--thread-counts", "0"], ["--batch", "0"], ["--activations", "f7"], ["--type", "bf16"]):
+            self.assertEqual(run("bench", *flags)[0], 2, flags)
+
+    def test_roofline_plots(self):
+        names = ("cpu,backend,threads,model,weights,activations,state,test,batch,length,tokens_per_second,spread,gb_per_second,"
+                 "gflop_per_second,read_gb_per_second,read_share,kernel_peak,kernel_gflop_per_second,kernel_share,best_peak,"
+                 "best_gflop_per_second,best_share,flop_per_byte,logits_hash")
+        rows = ['A & B <chip>,"cpu (avx512, 2 threads)",2,preset:7b:q8_0,q8_0,float32,float32,decode,%d,1,5,0.1,40,%d,60,0.66,avx512-vnni,'
+                '2000,0.02,amx-int8,9000,0.01,%g,00' % (b, 40 * b, b) for b in (1, 8)]
+        rows.append('A & B <chip>,"cpu (avx512, 2 threads)",2,preset:7b:bf16,bfloat16,bfloat16,float32,prefill,1,512,80,0.1,2,900,50,0.03,'
+                    'avx512-bf16,1000,0.9,amx-bf16,4000,0.2,500,00')
+        write(self.path("a.csv"), "\n".join([names, *rows, ""]).encode())
+        lines = ['{"device":"cuda (0: Some GPU)","weights":"bfloat16","activations":"bfloat16","state":"bfloat16","blocks":32,'
+                 '"weight_bytes":13319555072,"state_bytes":67241984,"read_bytes_per_s":4.0e+12}',
+                 '{"decode":1,"ms":3.9,"tokens_per_s":256}', '{"part":"cell","rows":1,"us_each":6}', '{"prefill":512,"ms":14}', ""]
+        write(self.path("b.json"), "\n".join(lines).encode())
+        for name, points, more in (("a.csv", 3, []), ("b.json", 2, ["--peak", "a product=785e12"])):
+            done = subprocess.run([sys.executable, "tools/roofline.py", self.path(name), "-o", self.path("plot.svg"), *more],
+                                  capture_output=True)
+            self.assertEqual(done.returncode, 0, done.stderr.decode())
+            root = xml.etree.ElementTree.fromstring(read(self.path("plot.svg")))
+            texts = ["".join(e.itertext()) for e in root.iter("{http://www.w3.org/2000/svg}text")]
+            numbers = [t for t in texts if t in ("1", "8", "512")]
+            self.assertGreaterEqual(len(numbers), points)
+            self.assertNotIn("nan", read(self.path("plot.svg")).decode())
+            self.assertTrue(any(t.startswith("A & B <chip>: xlstm, 7b" if points == 3 else "Some GPU: xlstm, 7b") for t in texts))
+            roofs = ["read 60 GB/s", "amx-int8", "avx512-bf16"] if points == 3 else ["read 4 TB/s", "a product"]
+            for roof in roofs:
+                self.assertTrue(any(t.startswith(roof) for t in texts), (roof, texts))
 
 
 class Chat(Case):

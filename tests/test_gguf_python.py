@@ -3,8 +3,11 @@ Skipped without the packages gguf and numpy. Also here: conversions that are kil
 
 import json
 import os
+import pty
+import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -180,29 +183,77 @@ class RoundTrip(Case):
 
 
 class Endings(Case):
-    def start(self):
-        process = subprocess.Popen([PROGRAM, "quantize", "-q", "-t", "1", "--type", "q4_k", "preset:125m", self.path("big.gguf")],
+    """The file that is being written has no name, or a temporary one; what had the name before stays."""
+
+    def setUp(self):
+        super().setUp()
+        self.target = self.path("big.gguf")
+        with open(self.target, "wb") as file:
+            file.write(b"what was here before")
+
+    def written(self, process):
+        """Bytes that are in the unfinished file."""
+        sizes = [0]
+        for fd in os.listdir(f"/proc/{process.pid}/fd"):
+            try:
+                link, status = os.readlink(f"/proc/{process.pid}/fd/{fd}"), os.stat(f"/proc/{process.pid}/fd/{fd}")
+            except OSError:
+                continue
+            if link.startswith(self.folder + "/") and stat.S_ISREG(status.st_mode):
+                sizes.append(status.st_size)
+        return max(sizes)
+
+    def start(self, least):
+        process = subprocess.Popen([PROGRAM, "quantize", "-q", "-t", "1", "--type", "q4_k", "preset:125m", self.target],
                                    env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
-        while not any(os.path.getsize(self.path(name)) > 1 << 20 for name in os.listdir(self.folder)):
+        while self.written(process) < least:
             self.assertLess(time.monotonic(), deadline)
             self.assertIsNone(process.poll())
-            time.sleep(0.02)
+            time.sleep(0.01)
         return process
 
+    def check(self):
+        with open(self.target, "rb") as file:
+            self.assertEqual(file.read(), b"what was here before")
+        nameless = True
+        try:
+            os.close(os.open(self.folder, os.O_TMPFILE | os.O_RDWR))
+        except OSError:
+            nameless = False
+        for name in os.listdir(self.folder):
+            if name != "big.gguf":
+                self.assertFalse(nameless, name)
+                self.assertRegex(name, r"^big\.gguf\..{6}$")
+                os.unlink(self.path(name))
+
     def test_interrupted(self):
-        process = self.start()
+        process = self.start(1 << 20)
         process.send_signal(signal.SIGINT)
         self.assertEqual(process.wait(60), 130)
-        self.assertEqual(os.listdir(self.folder), [])
+        self.assertEqual(os.listdir(self.folder), ["big.gguf"])
+        self.check()
 
-    def test_killed(self):
-        process = self.start()
+    def test_killed_at_any_moment(self):
+        for least in (0, 1, 5 << 20, 20 << 20, 40 << 20):
+            process = self.start(least)
+            process.send_signal(signal.SIGKILL if least % 2 == 0 else signal.SIGTERM)
+            self.assertLess(process.wait(60), 0)
+            self.check()
+
+    def test_progress_with_the_time_that_is_left(self):
+        leader, follower = pty.openpty()
+        process = subprocess.Popen([PROGRAM, "quantize", "-t", "1", "--type", "q5_k", "preset:410m", self.target],
+                                   env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=follower)
+        os.close(follower)
+        seen, deadline = b"", time.monotonic() + 60
+        while b" left" not in seen and time.monotonic() < deadline and process.poll() is None:
+            if select.select([leader], [], [], 1)[0]:
+                seen += os.read(leader, 4096)
         process.kill()
         process.wait(60)
-        self.assertFalse(os.path.exists(self.path("big.gguf")))
-        for name in os.listdir(self.folder):
-            os.unlink(self.path(name))
+        os.close(leader)
+        self.assertRegex(seen, rb"converting \[#*\.+\] +\d+ %, \d+:\d\d left")
 
 
 if __name__ == "__main__":

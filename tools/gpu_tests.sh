@@ -41,3 +41,6 @@ for format in q8_0 q6_k q4_k q4_0; do
     "$build/cuda_bench" --weights $format --decode 1,8 --prefill 512 | tee "$results/cuda_${name}_$format.json"
 done
 "$build/cuda_bench" --weights f32 --act f32 --decode 1,8 --prefill 512 | tee "$results/cuda_${name}_f32.json"
+if command -v python3 > /dev/null; then
+    python3 tools/roofline.py "$results/cuda_${name}"_*.json -o "$results/cuda_$name.svg"
+fi

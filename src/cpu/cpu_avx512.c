@@ -9,7 +9,7 @@
 #define VW 16
 #define NV 2
 #define MR 12
-#define QR 4
+#define QR 6
 #define GR 6
 #define GN 4
 #define SN 16

@@ -15,16 +15,18 @@
 
 #include "cpu_vec.h"
 
-enum { PANEL = NV * VW, K_SPAN = 1024 };
+enum { PANEL = NV * VW };
 
-INLINE void tile_block(float *out, const uint8_t *w, const void *packed, size_t K, int mr, int nv, bool first)
+INLINE void tile_block(tile *b, int mr, int nv)
 {
-    const uint32_t *x = packed;
+    const uint8_t *w = b->w;
+    const uint32_t *x = b->x;
     __m512 sum[MR][NV];
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = _mm512_setzero_ps();
-    for (size_t k = 0; k < K; k += 2, w += (size_t)nv * VW * 4, x += mr) {
+    for (size_t k = 0; k < b->span; k += 2, w += (size_t)nv * VW * 4, x += mr) {
         __m512bh pair[NV];
+        fetch_some(&b->ahead);
         UNROLL for (int v = 0; v < nv; v++) pair[v] = (__m512bh)_mm512_loadu_si512(w + (size_t)v * VW * 4);
         UNROLL for (int r = 0; r < mr; r++) {
             __m512bh a = (__m512bh)_mm512_set1_epi32((int)x[r]);
@@ -33,25 +35,34 @@ INLINE void tile_block(float *out, const uint8_t *w, const void *packed, size_t 
     }
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) {
-            float *at = out + r * PANEL + v * VW;
-            v_store(at, first ? (V)sum[r][v] : v_load(at) + (V)sum[r][v]);
+            float *at = b->out + r * PANEL + v * VW;
+            v_store(at, b->k == 0 ? (V)sum[r][v] : v_load(at) + (V)sum[r][v]);
         }
 }
 
 #define TILE_CASE(n) \
     case n: \
-        if (wide) \
-            tile_block(at, w, tile, span, n, NV, first); \
+        if (b->wide) \
+            tile_block(b, n, NV); \
         else \
-            tile_block(at, w, tile, span, n, 1, first); \
+            tile_block(b, n, 1); \
         break;
+
+INLINE void multiply(tile *b, void *context)
+{
+    (void)context;
+    switch (b->rows) {
+        TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6) TILE_CASE(7) TILE_CASE(8)
+        TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12)
+    default: break;
+    }
+}
 
 static void product(float *out, const xl_cpu_panels *panels, const void *x, uint32_t rows, size_t K)
 {
-    size_t x_span = K + (K & 1);
-    WALK_TILES(2, 2, x_span, (size_t)K_SPAN,
-               TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6) TILE_CASE(7) TILE_CASE(8)
-               TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12))
+    size_t padded = K + (K & 1);
+    walk_sizes s = {.w_256 = 512, .x_32 = 64, .x_row = padded * 2, .most_rows = MR, .steps_32 = 16};
+    walk(out, panels, x, rows, padded, PANEL, s, prepare_nothing, multiply, NULL);
 }
 
 const xl_cpu_product_fn xl_cpu_product_bf16_avx512bf16 = product;

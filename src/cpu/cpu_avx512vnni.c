@@ -8,7 +8,7 @@
 
 #define VW 16
 #define NV 2
-#define QR 4
+#define QR 6
 #define FMA(a, b, c) ((V)_mm512_fmadd_ps(a, b, c))
 #define FROM_F16(h) ((V)_mm512_cvtph_ps((__m256i)(h)))
 #define TO_F16(v) ((H)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))

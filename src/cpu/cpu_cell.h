@@ -193,7 +193,25 @@ static void load_state(float *out, const uint8_t *in, xlstm_dtype dtype, uint32_
     }
 }
 
-/* int8: nearest even of x / scale, scale = largest |x| / 127 of the row; NaN poisons the scale. */
+/* int8: nearest even of x / scale, scale = largest |x| / 127 of the row. NaN or Inf make the scale what they are, and the
+ * levels nothing. */
+INLINE void save_levels(uint8_t *out, const float *in, float largest, uint32_t n)
+{
+    float step = largest / 127.0f;
+    V inverse = v_all(step > 0 && xl_is_finite(step) ? 1.0f / step : 0), zero = {0};
+    memcpy(out + n, &step, 4);
+    uint32_t i = 0;
+    for (; i + VW <= n; i += VW) {
+        V x = v_load(in + i);
+        B b = v_to_level((xl_is_finite(step) ? x : zero) * inverse);
+        memcpy(out + i, &b, VW);
+    }
+    if (i < n) {
+        B b = v_to_level((xl_is_finite(step) ? v_load_part(in + i, n - i) : zero) * inverse);
+        memcpy(out + i, &b, n - i);
+    }
+}
+
 static void save_state(uint8_t *out, const float *in, xlstm_dtype dtype, uint32_t n)
 {
     if (dtype == XLSTM_F32) {
@@ -209,25 +227,9 @@ static void save_state(uint8_t *out, const float *in, xlstm_dtype dtype, uint32_
         }
         return;
     }
-    V top = {0};
-    for (size_t j = 0; j < n; j += VW) {
-        V a = v_abs(v_get(in, j, n));
-        top = v_select(a <= top, top, a);
-        top = v_select(a == a, top, a);
-    }
-    float lanes[VW], largest = 0, inverse = 0;
-    v_store(lanes, top);
-    for (int j = 0; j < VW; j++)
-        if (!(lanes[j] <= largest)) largest = lanes[j];
-    float step = largest / 127.0f;
-    if (step > 0) inverse = 1.0f / step;
-    memcpy(out + n, &step, 4);
-    for (; i < n; i += VW) {
-        V level = v_nearest(v_get(in, i, n) * inverse);
-        level = v_select(v_abs(level) <= 127.0f, level, v_all(0));
-        B b = v_to_i8(level);
-        memcpy(out + i, &b, XL_MIN((size_t)(n - i), (size_t)VW));
-    }
+    VI top = {0};
+    for (; i < n; i += VW) top = v_larger(top, v_get(in, i, n));
+    save_levels(out, in, v_largest(top), n);
 }
 
 INLINE V state_get(const uint8_t *p, xlstm_dtype dtype)
@@ -243,6 +245,13 @@ INLINE void state_put(uint8_t *p, V v, xlstm_dtype dtype)
         u_store16(p, v_to_bf16(v));
 }
 
+/* Only a part of each row is read, which the machine's own prefetcher does not see through. */
+enum { FETCH_ROWS = 8 };
+INLINE void fetch_row(const uint8_t *row, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 1);
+}
+
 /* nv vectors of columns from `at` on: one pass over these columns of C. */
 INLINE void step_columns(const xl_cpu_step *s, uint32_t at, int nv, xlstm_dtype dtype, float den)
 {
@@ -255,6 +264,7 @@ INLINE void step_columns(const xl_cpu_step *s, uint32_t at, int nv, xlstm_dtype 
     uint8_t *C = s->C + at * bytes;
     for (uint32_t a = 0; a < s->dq; a++, C += s->c_row_bytes) {
         V kw = v_all(s->kw[a]), q = v_all(s->q[a]);
+        fetch_row(C + FETCH_ROWS * s->c_row_bytes, (size_t)nv * VW * bytes);
         UNROLL for (int j = 0; j < nv; j++) {
             uint8_t *p = C + (size_t)j * VW * bytes;
             V c = FMA(kw, v[j], forget * state_get(p, dtype));
@@ -286,22 +296,45 @@ INLINE void step_plain(const xl_cpu_step *s, xlstm_dtype dtype, float den)
     v_store_part(s->h + at, v_round_to(sum / den, s->round), n);
 }
 
-/* Rows that share a scale are unpacked, updated and packed again as a whole. */
+/* nv vectors of a row whose levels are worth `keep` each, from column i on: into scratch memory, and what they add to h. */
+INLINE void step_levels(const xl_cpu_step *s, const uint8_t *C, uint32_t a, float keep, uint32_t i, int nv, VI top[4])
+{
+    V kw = v_all(s->kw[a]), q = v_all(s->q[a]), factor = v_all(keep);
+    const float *v = s->v + i;
+    float *row = s->row + i, *h = s->h + i;
+    UNROLL for (int j = 0; j < nv; j++) {
+        V c = FMA(kw, v_load(v + j * VW), factor * v_load_i8(C + i + j * VW));
+        v_store(row + j * VW, c);
+        v_store(h + j * VW, FMA(q, c, v_load(h + j * VW)));
+        top[j] = v_larger(top[j], c);
+    }
+}
+
+/* The values of a row share a scale: it is updated as float32 in scratch memory, then packed again. */
 static void step_int8(const xl_cpu_step *s, float den)
 {
     uint32_t n = s->width;
-    V forget = v_all(s->forget);
     memset(s->h, 0, n * sizeof *s->h);
     for (uint32_t a = 0; a < s->dq; a++) {
         uint8_t *C = s->C + a * s->c_row_bytes;
-        V kw = v_all(s->kw[a]), q = v_all(s->q[a]);
-        load_state(s->row, C, XLSTM_I8, n);
-        for (size_t i = 0; i < n; i += VW) {
-            V c = FMA(kw, v_get(s->v, i, n), forget * v_get(s->row, i, n));
-            v_put(s->row, c, i, n);
-            v_put(s->h, FMA(q, c, v_get(s->h, i, n)), i, n);
+        float scale;
+        memcpy(&scale, C + n, 4);
+        float keep = s->forget * scale;
+        VI top[4] = {{0}, {0}, {0}, {0}};
+        uint32_t i = 0;
+        fetch_row(C + FETCH_ROWS * s->c_row_bytes, n);
+        for (; i + 4 * VW <= n; i += 4 * VW) step_levels(s, C, a, keep, i, 4, top);
+        for (; i + VW <= n; i += VW) step_levels(s, C, a, keep, i, 1, top);
+        for (int j = 1; j < 4; j++) top[0] = v_larger(top[0], (V)top[j]);
+        if (i < n) {
+            uint8_t part[VW] = {0};
+            memcpy(part, C + i, n - i);
+            V c = FMA(v_all(s->kw[a]), v_load_part(s->v + i, n - i), v_all(keep) * v_load_i8(part));
+            v_store_part(s->row + i, c, n - i);
+            v_store_part(s->h + i, FMA(v_all(s->q[a]), c, v_load_part(s->h + i, n - i)), n - i);
+            top[0] = v_larger(top[0], v_load_part(s->row + i, n - i));
         }
-        save_state(C, s->row, XLSTM_I8, n);
+        save_levels(C, s->row, v_largest(top[0]), n);
     }
     quotient(s->h, s->h, den, n, s->round);
 }

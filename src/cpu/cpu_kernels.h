@@ -9,8 +9,8 @@
 #include "../dtype.h"
 
 /* Products run over K in blocks of this many elements: each block is summed up by itself, then added to the total. That
- * order is part of the result; how far a thread goes along K before it turns to the next tile (K_SPAN, a multiple) and
- * how many panels it takes side by side (PANELS) only decide what stays in cache. */
+ * order is part of the result; how many panels a thread takes side by side (at most PANELS) only decides what stays in
+ * cache. The matrix unit's blocks are longer (cpu_amx.c). */
 enum { XL_CPU_K_BLOCK = 256, XL_CPU_PANELS = 4 };
 
 /* How a product wants its activations. Rows are split evenly into tiles (xl_cpu_tile_rows); a tile of r rows is stored
@@ -18,8 +18,8 @@ enum { XL_CPU_K_BLOCK = 256, XL_CPU_PANELS = 4 };
 typedef enum xl_cpu_pack {
     XL_CPU_PACK_F32,  /* [K][r] float32; odd K is padded with a zero */
     XL_CPU_PACK_BF16, /* [K/2][r][2] bfloat16; odd K is padded with a zero */
-    XL_CPU_PACK_Q8,   /* int8 with a scale for 32: [K/32] x { float32 scale [r], scale times sum [r], int32 sum of the
-                         first 16 [r], of the last 16 [r], int8 [8][r][4] } */
+    XL_CPU_PACK_Q8,   /* int8 with a scale for 32: [K/32] x { float32 scale [r], scale times sum [r], int32 minus the
+                         sum [r], minus the sum of the first 16 [r], int8 [r][32] } */
     XL_CPU_PACK_TILES, /* [K/32][r][32] bfloat16, padded with zeros, for the matrix unit */
     XL_CPU_PACK_SPLIT, /* [K/32][3][r][32] bfloat16: float32 as the sum of three */
     XL_CPU_PACKS

@@ -271,8 +271,12 @@ void xl_cpu_linear(xl_backend *be, const xl_linear *group, uint32_t n, const xl_
                       .rows = out_rows ? c->batch->n_out : c->batch->rows};
     if (job.rows == 0) return;
     job.chunks = (job.rows + XL_CPU_MAX_ROWS - 1) / XL_CPU_MAX_ROWS;
-    /* a few rows: the finest pieces; many: activations are read once for several panels */
-    job.side = job.rows > 2 * c->kernels.tile[XL_CPU_PACK_F32] ? XL_CPU_PANELS : 1;
+    /* Few rows: the finest pieces. Many, which no longer fit in the second-level cache: activations are read once for
+     * several panels, as long as that leaves every thread some pieces, because threads are not equally fast. */
+    size_t panels = 0;
+    for (uint32_t i = 0; i < n; i++) panels += group[i].weight->rows / c->kernels.panel;
+    job.side = (uint32_t)XL_MIN(panels / (4 * c->threads), (size_t)XL_CPU_PANELS);
+    if (job.side == 0 || job.rows <= 8 * c->kernels.tile[XL_CPU_PACK_F32]) job.side = 1;
     bool wanted[XL_CPU_PACKS] = {false};
     for (uint32_t i = 0; i < n; i++) {
         const xl_matrix *m = group[i].weight;

@@ -2,33 +2,29 @@
  * cpu_product.h — matrix products of one instruction set, included once by its file after cpu_vec.h.
  *   NV   vectors in a full panel (panel = NV * VW weight rows)
  *   MR   most activation rows in a tile
- *   K_SPAN   see cpu_kernels.h; may be left out
  * A panel holds its weight rows side by side, K-major, so that a decode step reads one contiguous stream and never adds
  * across lanes, and a prefill tile keeps MR x NV sums in registers:
  *   F32   [K][width]        F16   [K][width]        BF16   [K/2][width][2], odd K padded with a zero
  */
 #include "cpu_vec.h"
 
-#ifndef K_SPAN
-#define K_SPAN 512
-#endif
-
 enum { PANEL = NV * VW };
 
 /* Loads the weights of k and k + 1 (paired formats) or of k alone, and adds one tile's products. */
 typedef enum weight_kind { WEIGHT_F32, WEIGHT_F16, WEIGHT_BF16 } weight_kind;
 
-INLINE void tile_block(float *out, const uint8_t *w, const void *packed, size_t K, int mr, int nv, weight_kind kind,
-                       bool first)
+INLINE void tile_block(tile *b, int mr, int nv, weight_kind kind)
 {
-    const float *x = packed;
+    const uint8_t *w = b->w;
+    const float *x = b->x;
     V sum[MR][NV];
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = (V){0};
 
     if (kind == WEIGHT_BF16) {
-        for (size_t k = 0; k < K; k += 2, w += (size_t)nv * VW * 4, x += 2 * mr) {
+        for (size_t k = 0; k < b->span; k += 2, w += (size_t)nv * VW * 4, x += 2 * mr) {
             VU pair[NV];
+            fetch_some(&b->ahead);
             UNROLL for (int v = 0; v < nv; v++) pair[v] = u_load(w + (size_t)v * VW * 4);
             UNROLL for (int r = 0; r < mr; r++) {
                 V a = v_all(x[r]);
@@ -41,8 +37,9 @@ INLINE void tile_block(float *out, const uint8_t *w, const void *packed, size_t 
         }
     } else {
         size_t bytes = kind == WEIGHT_F32 ? 4 : 2;
-        for (size_t k = 0; k < K; k++, w += (size_t)nv * VW * bytes, x += mr) {
+        for (size_t k = 0; k < b->span; k++, w += (size_t)nv * VW * bytes, x += mr) {
             V row[NV];
+            fetch_some(&b->ahead);
             UNROLL for (int v = 0; v < nv; v++) {
                 const uint8_t *at = w + (size_t)v * VW * bytes;
                 row[v] = kind == WEIGHT_F32 ? (V)u_load(at) : v_load_f16(at);
@@ -56,39 +53,49 @@ INLINE void tile_block(float *out, const uint8_t *w, const void *packed, size_t 
 
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) {
-            float *at = out + r * PANEL + v * VW;
-            v_store(at, first ? sum[r][v] : v_load(at) + sum[r][v]);
+            float *at = b->out + r * PANEL + v * VW;
+            v_store(at, b->k == 0 ? sum[r][v] : v_load(at) + sum[r][v]);
         }
 }
 
 #define TILE_CASE(n) \
     case n: \
-        if (n <= MR && wide) tile_block(at, w, tile, span, n <= MR ? n : MR, NV, kind, first); \
-        if (n <= MR && !wide) tile_block(at, w, tile, span, n <= MR ? n : MR, 1, kind, first); \
+        if (n <= MR && b->wide) tile_block(b, n <= MR ? n : MR, NV, kind); \
+        if (n <= MR && !b->wide) tile_block(b, n <= MR ? n : MR, 1, kind); \
         break;
-#define TILE_CASES \
-    TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6) TILE_CASE(7) TILE_CASE(8) \
-    TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12)
-
-INLINE void product(float *out, const xl_cpu_panels *panels, const void *x, uint32_t rows, size_t K, weight_kind kind)
+INLINE void multiply_kind(tile *b, weight_kind kind)
 {
-    size_t x_span = K + (K & 1); /* pack_f32 pads for every format */
-    WALK_TILES(4, kind == WEIGHT_F32 ? 4 : 2, kind == WEIGHT_BF16 ? x_span : K, (size_t)K_SPAN, TILE_CASES)
+    switch (b->rows) {
+        TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6) TILE_CASE(7) TILE_CASE(8)
+        TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12)
+    default: break;
+    }
+}
+
+INLINE void multiply_f32(tile *b, void *context) { (void)context; multiply_kind(b, WEIGHT_F32); }
+INLINE void multiply_f16(tile *b, void *context) { (void)context; multiply_kind(b, WEIGHT_F16); }
+INLINE void multiply_bf16(tile *b, void *context) { (void)context; multiply_kind(b, WEIGHT_BF16); }
+
+/* Activations are padded to an even K (pack_f32); panels only where two values of K share a place. */
+INLINE walk_sizes plain_sizes(size_t K, weight_kind kind)
+{
+    return (walk_sizes){.w_256 = kind == WEIGHT_F32 ? 1024 : 512, .x_32 = 128, .x_row = (K + (K & 1)) * 4,
+                        .most_rows = MR, .steps_32 = kind == WEIGHT_BF16 ? 16 : 32};
 }
 
 static void product_f32(float *out, const xl_cpu_panels *w, const void *x, uint32_t rows, size_t K)
 {
-    product(out, w, x, rows, K, WEIGHT_F32);
+    walk(out, w, x, rows, K, PANEL, plain_sizes(K, WEIGHT_F32), prepare_nothing, multiply_f32, NULL);
 }
 
 static void product_f16(float *out, const xl_cpu_panels *w, const void *x, uint32_t rows, size_t K)
 {
-    product(out, w, x, rows, K, WEIGHT_F16);
+    walk(out, w, x, rows, K, PANEL, plain_sizes(K, WEIGHT_F16), prepare_nothing, multiply_f16, NULL);
 }
 
 static void product_bf16(float *out, const xl_cpu_panels *w, const void *x, uint32_t rows, size_t K)
 {
-    product(out, w, x, rows, K, WEIGHT_BF16);
+    walk(out, w, x, rows, K + (K & 1), PANEL, plain_sizes(K, WEIGHT_BF16), prepare_nothing, multiply_bf16, NULL);
 }
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */

@@ -70,14 +70,37 @@ INLINE void v_put(float *p, V v, size_t i, size_t n)
 INLINE V v_select(VI mask, V a, V b) { return (V)((mask & (VI)a) | (~mask & (VI)b)); }
 INLINE V v_abs(V v) { return (V)((VU)v & 0x7fffffffu); }
 
-/* Fixed tree: halves are added until one value is left. */
+/* Halves of a vector's lanes are joined until four are left, in registers, then those likewise: a fixed tree. */
+typedef float V4 __attribute__((vector_size(16)));
+typedef int32_t VI4 __attribute__((vector_size(16)));
+#define JOIN_HALVES(FOUR, SOURCE, OP) \
+    FOUR part[VW / 4]; \
+    memcpy(part, &(SOURCE), sizeof part); \
+    UNROLL for (int n = VW / 8; n > 0; n /= 2) \
+        UNROLL for (int i = 0; i < n; i++) part[i] = OP(part[i], part[i + n]);
+
+#define ADD(a, b) ((a) + (b))
 INLINE float v_sum(V v)
 {
-    float x[VW];
-    memcpy(x, &v, sizeof v);
-    for (int n = VW / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) x[i] += x[i + n];
-    return x[0];
+    JOIN_HALVES(V4, v, ADD)
+    return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
+}
+
+/* Lanes' largest magnitudes so far, and the largest of all. As integers, magnitudes are in order too, with Inf and NaN
+ * above all numbers. */
+INLINE VI v_larger(VI top, V v)
+{
+    VI magnitude = (VI)v_abs(v);
+    return (VI)v_select(magnitude > top, (V)magnitude, (V)top);
+}
+#define LARGER(a, b) ((((a) > (b)) & (a)) | (~((a) > (b)) & (b)))
+INLINE float v_largest(VI magnitudes)
+{
+    JOIN_HALVES(VI4, magnitudes, LARGER)
+    int32_t low = XL_MAX(part[0][0], part[0][2]), high = XL_MAX(part[0][1], part[0][3]), most = XL_MAX(low, high);
+    float largest;
+    memcpy(&largest, &most, sizeof largest);
+    return largest;
 }
 
 /* ---- 16-bit formats --------------------------------------------------------------------------------------------- */
@@ -152,13 +175,12 @@ INLINE V v_load_u8(const void *p)
     return __builtin_convertvector((VI)__builtin_convertvector(__builtin_convertvector(u, H), VU), V);
 }
 
-/* Integers between -128 and 127. */
-INLINE B v_to_i8(V v) { return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(v, VI), S), B); }
-
 /* ---- functions -------------------------------------------------------------------------------------------------- */
 
 /* Nearest integer, for |x| < 2^22. */
 INLINE V v_nearest(V x) { return (x + 12582912.0f) - 12582912.0f; }
+/* The same as bytes, for |x| < 128: adding that number leaves the integer in the lowest bits. */
+INLINE B v_to_level(V x) { return __builtin_convertvector(__builtin_convertvector((VI)(x + 12582912.0f), S), B); }
 
 /* e^x within 2 ulp: x = n ln 2 + r, Taylor to degree 7 on |r| < 0.35, scaled in two steps so that subnormal results
  * and overflow come out right. NaN goes through. */
@@ -199,27 +221,64 @@ INLINE V v_tanh(V x)
 
 /* ---- walking a product -------------------------------------------------------------------------------------------- */
 
-/* The loops of a product over K, tiles and panels. CASES handles one block of K for a tile of n rows: it finds `at`
- * (sums), `w`, `tile` (activations), `span` (of K), `wide` (a full panel) and `first` (of K) defined. */
-#define WALK_TILES(x_bytes_per_k, w_bytes_per_k, padded, k_span, CASES) \
-    uint32_t tiles = xl_cpu_tiles(rows, MR); \
-    for (size_t from = 0; from < (padded); from += (k_span)) { \
-        size_t to = XL_MIN((padded), from + (k_span)), row = 0; \
-        for (uint32_t t = 0; t < tiles; t++) { \
-            uint32_t n = xl_cpu_tile_rows(rows, MR, t); \
-            for (uint32_t p = 0; p < panels->count; p++) { \
-                uint32_t width = p + 1 < panels->count ? PANEL : panels->last_width; \
-                float *at = out + ((size_t)p * rows + row) * PANEL; \
-                for (size_t k = from; k < to; k += XL_CPU_K_BLOCK) { \
-                    size_t span = XL_MIN(to - k, (size_t)XL_CPU_K_BLOCK); \
-                    const uint8_t *w = panels->first + p * panels->bytes + k * width * (w_bytes_per_k); \
-                    const void *tile = (const uint8_t *)x + (row * x_span + k * n) * (x_bytes_per_k); \
-                    bool wide = width == PANEL, first = k == 0; \
-                    switch (n) { CASES default: break; } \
-                } \
-            } \
-            row += n; \
-        } \
-    }
+/* The weights of a block to come, fetched while this one is multiplied: the machine's own prefetcher stops where a block is
+ * used for many rows, and too late when it is used for one. Every tile of rows fetches its share, `lines` at a time. */
+typedef struct fetch {
+    uintptr_t at, end; /* may lie past the last panel */
+    uint32_t lines;
+} fetch;
+
+INLINE void fetch_some(fetch *f)
+{
+    for (uint32_t i = 0; i < f->lines && f->at < f->end; i++, f->at += 64) __builtin_prefetch((const void *)f->at);
+}
+
+/* One block of K of one panel, and one tile of activation rows to multiply it with. */
+typedef struct tile {
+    const uint8_t *w;
+    size_t k, span; /* first value of K, how many */
+    bool wide;      /* a full panel, not the narrow last one */
+    float *out;     /* [rows][PANEL]: sums, added to unless k is 0 */
+    const void *x;
+    uint32_t rows;
+    fetch ahead;
+} tile;
+
+/* Sizes of a product's operands in bytes: 256 values of a weight row, 32 of an activation row, a whole packed row; and
+ * how often a tile calls fetch_some for 32 values of K. */
+typedef struct walk_sizes {
+    size_t w_256, x_32, x_row;
+    uint32_t most_rows, steps_32;
+} walk_sizes;
+
+/* Blocks of K outermost, then panels, then tiles: a block of weights stays in the first-level cache for all tiles, the
+ * activations of a block in the second-level cache for all panels. `prepare` sees a block first, without tile. */
+INLINE void walk(float *out, const xl_cpu_panels *panels, const uint8_t *x, uint32_t rows, size_t K, size_t panel,
+                 walk_sizes s, void (*prepare)(tile *b, void *), void (*multiply)(tile *b, void *), void *context)
+{
+    enum { AHEAD = 8192 }; /* bytes at full bandwidth while memory answers */
+    uint32_t tiles = xl_cpu_tiles(rows, s.most_rows), steps = s.steps_32 * XL_CPU_K_BLOCK / 32 * tiles;
+    size_t bytes = panel * s.w_256;
+    for (size_t k = 0; k < K; k += XL_CPU_K_BLOCK)
+        for (uint32_t p = 0; p < panels->count; p++) {
+            size_t width = p + 1 < panels->count ? panel : panels->last_width, row = 0;
+            tile b = {.k = k, .span = XL_MIN(K - k, (size_t)XL_CPU_K_BLOCK), .wide = width == panel};
+            b.w = panels->first + p * panels->bytes + k / XL_CPU_K_BLOCK * width * s.w_256;
+            size_t next = p + (AHEAD + bytes - 1) / bytes; /* counted in blocks, panels first */
+            b.ahead.at = (uintptr_t)panels->first + next % panels->count * panels->bytes +
+                         (k / XL_CPU_K_BLOCK + next / panels->count) * bytes;
+            b.ahead.end = b.ahead.at + bytes;
+            b.ahead.lines = (uint32_t)((bytes / 64 + steps - 1) / steps);
+            prepare(&b, context);
+            for (uint32_t t = 0; t < tiles; t++, row += b.rows) {
+                b.rows = xl_cpu_tile_rows(rows, s.most_rows, t);
+                b.out = out + (p * (size_t)rows + row) * panel;
+                b.x = x + row * s.x_row + k / 32 * s.x_32 * b.rows;
+                multiply(&b, context);
+            }
+        }
+}
+
+INLINE void prepare_nothing(tile *b, void *context) { (void)b, (void)context; }
 
 #endif
