@@ -1,6 +1,7 @@
 #!/bin/bash
 # On a machine with an NVIDIA GPU: builds the cuda backend for it, runs its tests, the same under compute-sanitizer, the
-# shipped model split between cuda and cpu, and the benchmark. Arguments: folder for the build (default build-cuda) and for the results (default bench).
+# shipped model split between cuda and cpu, and the benchmark. Arguments: folder for the build (default build-cuda) and
+# for the results (default bench).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${1:-build-cuda}
