@@ -284,8 +284,8 @@ void xl_advise_offload(const xlstm_model *m, size_t room, xlstm_error *err)
     uint32_t n = fit < held ? (uint32_t)XL_MAX(fit, 0.0) : held;
     if (n == 0) return;
     size_t used = strlen(err->message);
-    snprintf(err->message + used, sizeof(err->message) - used, "; about %u of the %u blocks fit: --offload-blocks %u", n,
-             d->num_blocks, n);
+    snprintf(err->message + used, sizeof(err->message) - used, "; about %u of the %u blocks fit: --offload-blocks %u",
+             n, d->num_blocks, n);
 }
 
 /* ---- facts ------------------------------------------------------------------------------------------------------ */

@@ -222,7 +222,10 @@ static int split_buffer_write(xl_backend *be, xl_buffer *b, size_t first, const 
 /* ---- states: the first side's blocks, then the second's ------------------------------------------------------------ */
 
 /* Where a side's blocks begin in a state of all blocks. */
-static size_t state_offset(const split *s, int side) { return side == FIRST ? 0 : s->blocks[FIRST] * s->layout.block_bytes; }
+static size_t state_offset(const split *s, int side)
+{
+    return side == FIRST ? 0 : s->blocks[FIRST] * s->layout.block_bytes;
+}
 
 static void split_store_free(xl_backend *be, xl_store *store)
 {

@@ -53,10 +53,10 @@ int posix_memalign(void **out, size_t align, size_t n)
 
 /* ---- helpers ---------------------------------------------------------------------------------------------------- */
 
-#define OK(call)                                                        \
-    do {                                                                \
-        xlstm_error err = {0};                                          \
-        if ((call) != XLSTM_OK) fail_msg("%s: %s", #call, err.message); \
+#define OK(call)                                                                                                       \
+    do {                                                                                                               \
+        xlstm_error err = {0};                                                                                         \
+        if ((call) != XLSTM_OK) fail_msg("%s: %s", #call, err.message);                                                \
     } while (0)
 
 static xlstm_model *open_with(const char *path, const char *backend, uint32_t blocks, xlstm_model_options o)
@@ -135,21 +135,21 @@ static outcome evaluate_all(xlstm_model *m)
     for (size_t i = 0; i < SEQUENCES; i++) {
         random_ids(ids[i], lengths[i], VOCAB, i);
         out.s[i] = new_session(m);
-        g[i] = (xlstm_segment){.session = out.s[i], .tokens = ids[i], .count = lengths[i], .want = XLSTM_WANT_ALL,
-                               .logits = to};
+        g[i] = (xlstm_segment){
+            .session = out.s[i], .tokens = ids[i], .count = lengths[i], .want = XLSTM_WANT_ALL, .logits = to};
         to += lengths[i] * VOCAB;
     }
     OK(xlstm_evaluate(m, g, SEQUENCES, &err));
     random_ids(more, 7, VOCAB, 99);
     for (size_t i = 0; i < SEQUENCES; i++) {
-        g[i] = (xlstm_segment){.session = out.s[SEQUENCES - 1 - i], .tokens = &more[i], .count = 1,
-                               .want = XLSTM_WANT_ALL, .logits = to};
+        g[i] = (xlstm_segment){
+            .session = out.s[SEQUENCES - 1 - i], .tokens = &more[i], .count = 1, .want = XLSTM_WANT_ALL, .logits = to};
         to += VOCAB;
     }
     OK(xlstm_evaluate(m, g, SEQUENCES, &err));
     for (size_t i = 0; i < 3; i++) {
-        g[i] = (xlstm_segment){.session = out.s[i], .tokens = more, .count = i == 1 ? 5 : 1, .want = XLSTM_WANT_ALL,
-                               .logits = to};
+        g[i] = (xlstm_segment){
+            .session = out.s[i], .tokens = more, .count = i == 1 ? 5 : 1, .want = XLSTM_WANT_ALL, .logits = to};
         to += g[i].count * VOCAB;
     }
     OK(xlstm_evaluate(m, g, 3, &err));
@@ -339,7 +339,8 @@ static void test_faults_of_either_side_are_named(void **state)
         {"backbone.blocks.2.mlstm_layer.v.weight", NULL, "block 2", "multihead_norm", 3},
         {"backbone.blocks.7.mlstm_layer.igate_preact.weight", NULL, "block 7", "mlstm cell", 3},
         {"backbone.blocks.4.ffn.proj_down.weight", NULL, "block 5", "norm_mlstm", 3}, /* seen after the crossing */
-        {"backbone.blocks.2.mlstm_layer.out_proj.weight", "backbone.blocks.7.mlstm_layer.v.weight", "block 2", "norm_ffn", 3},
+        {"backbone.blocks.2.mlstm_layer.out_proj.weight", "backbone.blocks.7.mlstm_layer.v.weight", "block 2",
+         "norm_ffn", 3},
         {"lm_head.weight", NULL, "after the last block", "logits", 3},
         {"backbone.embeddings.weight", NULL, "block 0", "norm_mlstm", 77 * 256},
     };
@@ -428,13 +429,27 @@ static void run_calls(xl_backend *be, const call *c, size_t n)
 {
     for (; n > 0; n--, c++) {
         switch (c->kind) {
-        case EMBED: device.real->embed(be, c->y, c->matrix); break;
-        case RMSNORM: device.real->rmsnorm(be, c->y, c->x, &c->norm, false); break;
-        case LINEAR: device.real->linear(be, c->group, c->n, c->x, false); break;
-        case MLSTM: device.real->mlstm(be, &c->cell); break;
-        case MHNORM: device.real->mhnorm_gate(be, c->y, c->x, c->x2, &c->norm); break;
-        case SWIGLU: device.real->swiglu(be, c->y, c->x, c->x2); break;
-        case ADD: device.real->add(be, c->y, c->x, c->n); break;
+        case EMBED:
+            device.real->embed(be, c->y, c->matrix);
+            break;
+        case RMSNORM:
+            device.real->rmsnorm(be, c->y, c->x, &c->norm, false);
+            break;
+        case LINEAR:
+            device.real->linear(be, c->group, c->n, c->x, false);
+            break;
+        case MLSTM:
+            device.real->mlstm(be, &c->cell);
+            break;
+        case MHNORM:
+            device.real->mhnorm_gate(be, c->y, c->x, c->x2, &c->norm);
+            break;
+        case SWIGLU:
+            device.real->swiglu(be, c->y, c->x, c->x2);
+            break;
+        case ADD:
+            device.real->add(be, c->y, c->x, c->n);
+            break;
         }
     }
 }
