@@ -171,7 +171,7 @@ static void bench_fork(size_t rounds)
             add(&all[verify != 0 ? LOAD_VERIFIED : LOAD], t);
         }
     }
-    char title[100];
+    char title[320];
     snprintf(title, sizeof(title), "state of %.1f MB, %zu rounds, %s", (double)bytes / 1e6, rounds, model->info.backend);
     print(all, N, title);
     close(fd);

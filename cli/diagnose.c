@@ -278,6 +278,7 @@ static void check_backend(examination *e, float *a, float *b)
     const size_t n = e->info->parameters > 1000000000u ? 2 : 16;
     model_options options = e->o->model;
     options.backend = "reference64";
+    options.offload_blocks = 0;
     options.quiet = true;
     int32_t ids[TEXT_TOKENS];
     some_tokens(e, ids);

@@ -106,7 +106,7 @@ void print_stats(const counters *c, const xlstm_model *model)
 static uint64_t slab_tokens(const xlstm_model_info *info)
 {
     uint64_t slab = 2048;
-    if (!strncmp(info->backend, "cpu", 3) || !strncmp(info->backend, "ref", 3)) {
+    if (strstr(info->backend, "cpu (") || !strncmp(info->backend, "ref", 3)) {
         slab = 1000000000000u / (info->parameters + 1);
         slab = slab > 512 ? 512 : slab;
     }

@@ -35,6 +35,9 @@ const option_row model_rows[] = {
     {"device-states", 0, OPTION_COUNT, FIELD(device_states), "N",
      "most sessions whose states are in GPU memory at once, the others wait in host memory; as many as fit without it",
      NULL, NULL, 0, 1000000},
+    {"offload-blocks", 0, OPTION_COUNT, FIELD(offload_blocks), "K",
+     "run only the first K blocks on the backend, the rest on the cpu; for a device too small for the model", NULL, NULL,
+     0, UINT32_MAX},
     {"cpu-mask", 0, OPTION_CPU, FIELD(cpu_mask), "NAMES",
      "instruction sets the cpu backend may use: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod",
      NULL, NULL, 0, 0},
@@ -118,6 +121,11 @@ int open_model(xlstm_model **out, const model_options *options, bool headers_onl
     const char *path = model_path(options);
     if (!path)
         return EXIT_USAGE;
+    if (options->offload_blocks && !options->backend && !headers_only) {
+        complain("--offload-blocks needs --backend: what the first %llu blocks run on, cuda for instance",
+                 (unsigned long long)options->offload_blocks);
+        return EXIT_USAGE;
+    }
     progress bar = progress_start(options);
     xlstm_model_options o = {
         .dtype = options->dtype,
@@ -127,6 +135,7 @@ int open_model(xlstm_model **out, const model_options *options, bool headers_onl
         .bos = (xlstm_switch)options->bos,
         .obey_config_eos = options->obey_config_eos,
         .backend = options->backend,
+        .offload_blocks = (uint32_t)options->offload_blocks,
         .threads = (uint32_t)options->threads,
         .chunk_size = (uint32_t)options->chunk_size,
         .device_states = (uint32_t)options->device_states,

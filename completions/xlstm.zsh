@@ -67,6 +67,7 @@ _xlstm() {
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -110,6 +111,7 @@ _xlstm() {
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -134,6 +136,7 @@ _xlstm() {
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -160,6 +163,7 @@ _xlstm() {
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -203,6 +207,7 @@ _xlstm() {
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -230,6 +235,7 @@ _xlstm() {
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -252,6 +258,7 @@ _xlstm() {
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -287,6 +294,7 @@ _xlstm() {
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -313,6 +321,7 @@ _xlstm() {
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -365,6 +374,7 @@ _xlstm() {
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \
@@ -414,6 +424,7 @@ _xlstm() {
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
+            --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
             --bos'=[put the begin-of-sequence token in front of a fresh text]:bos:(auto on off)' \
             --obey-config-eos'[stop at the eos_token_id of config.json even if it is a printable word]' \

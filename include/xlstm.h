@@ -111,6 +111,7 @@ typedef struct xlstm_model_options {
     xlstm_switch bos;         /* begin-of-sequence token in front of a fresh session's first token */
     bool obey_config_eos;     /* stop at config.json's eos_token_id even when it is printable text */
     const char *backend;      /* NULL: the best available. "cpu", "reference", "reference64", "cuda" */
+    uint32_t offload_blocks;  /* only the first so many blocks run on `backend`, the rest on cpu; 0: all of them */
     uint32_t threads;         /* 0: all online CPUs */
     uint32_t chunk_size;      /* tokens a chunk in prefill; 0: the checkpoint's (64). 1 .. 4096 */
     uint32_t max_rows;        /* most token rows in one pass through the blocks; 0: 512. Bounds scratch memory */
@@ -176,7 +177,7 @@ typedef struct xlstm_model_info {
     uint64_t fingerprint;  /* of architecture and weights; in every state file */
     char path[512];
     char format[32];  /* "safetensors", "gguf", "preset" */
-    char backend[64]; /* "cpu (avx512-bf16, 2 threads)"; empty after headers_only */
+    char backend[256]; /* "cpu (avx512-bf16, 2 threads)"; empty after headers_only */
 } xlstm_model_info;
 
 /* Borrowed, constant for the model's life. */

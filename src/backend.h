@@ -51,6 +51,8 @@ typedef enum xl_usage {
     XL_USE_ROWS = 2,   /* embed */
 } xl_usage;
 
+#define XL_ANY_BLOCK UINT32_MAX /* see place */
+
 /* Where a non-finite value was noticed. A fault code is block * XL_STAGES + stage + 1; 0 is none. The stages outside
  * the blocks use block = num_blocks. */
 typedef enum xl_stage {
@@ -168,6 +170,8 @@ typedef struct xl_backend_ops {
     void (*buffer_free)(xl_backend *be, xl_buffer *b);
     /* Copies n values starting at element `first` to host float32. Between operations or after submit. */
     int (*buffer_read)(xl_backend *be, const xl_buffer *b, size_t first, float *out, size_t n, xlstm_error *err);
+    /* The way back, for values in the activation format: rounded to it, and not kept wide. At the same times. */
+    int (*buffer_write)(xl_backend *be, xl_buffer *b, size_t first, const float *in, size_t n, xlstm_error *err);
 
     int (*store_new)(xl_backend *be, xl_store **out, xlstm_error *err); /* zeroed */
     void (*store_free)(xl_backend *be, xl_store *s);
@@ -195,6 +199,11 @@ typedef struct xl_backend_ops {
     /* faults [rows]: for each batch row the first fault code met, 0 for none (gathered rows report to their origin). */
     int (*submit)(xl_backend *be, uint32_t *faults, xlstm_error *err);
 
+    /* Optional, for a backend made of several: what is made from here on is used by this block; by what follows the
+     * last one if it is num_blocks; anywhere if it is XL_ANY_BLOCK. Matrices used by row belong to the first. */
+    void (*place)(xl_backend *be, uint32_t block);
+    /* Optional, for a backend with memory of its own: bytes free there, SIZE_MAX if that is not known. */
+    size_t (*room)(const xl_backend *be);
     /* Optional: NULL when the backend has nothing better than the composition. */
     void (*norm_linear)(xl_backend *be, const xl_linear *group, uint32_t n, const xl_buffer *x, const xl_norm *norm,
                         xl_buffer *scratch); /* linear(rmsnorm(x)) over the batch's rows */

@@ -223,11 +223,14 @@ static bool page_range(const xl_map *map, size_t offset, size_t bytes, bool inne
     return true;
 }
 
+/* Of one request the kernel reads no more than the device's read-ahead window, so it is asked piece by piece. */
 void xl_map_want(const xl_map *map, size_t offset, size_t bytes)
 {
+    enum { WINDOW = 128 << 10 }; /* the usual one */
     size_t first, count;
-    if (page_range(map, offset, bytes, false, &first, &count)) {
-        (void)madvise((void *)(uintptr_t)(map->bytes + first), count, MADV_WILLNEED);
+    if (!page_range(map, offset, bytes, false, &first, &count)) return;
+    for (size_t at = 0; at < count; at += WINDOW) {
+        (void)madvise((void *)(uintptr_t)(map->bytes + first + at), XL_MIN(count - at, (size_t)WINDOW), MADV_WILLNEED);
     }
 }
 

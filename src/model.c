@@ -5,6 +5,7 @@
 #include "model.h"
 
 #include "json.h"
+#include "split_backend.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -158,7 +159,20 @@ typedef struct loading {
     xlstm_error *err;
 } loading;
 
+/* In the file. */
+static uint64_t slice_bytes(const xl_slice *s)
+{
+    if (s->t == NULL) return 0;
+    return s->t->bytes / XL_MAX(s->t->rank > 0 ? s->t->shape[0] : 1, 1u) * s->rows;
+}
+
 static bool is_float(xlstm_dtype d) { return d == XLSTM_F32 || d == XLSTM_F16 || d == XLSTM_BF16 || d == XLSTM_F64; }
+
+/* Says where what is made next will be used, to a backend that must know. */
+static void place(xlstm_model *m, uint32_t block)
+{
+    if (m->backend->ops->place != NULL) m->backend->ops->place(m->backend, block);
+}
 
 /* Prepares one slice. `next` is what will be prepared after it: its pages are asked for early, and those of `slice` are
  * given back unless the backend uses them in place or `next` is cut from the same tensor. */
@@ -182,7 +196,7 @@ static int prepare(loading *l, xl_matrix **out, const xl_slice *slice, const xl_
     if (borrows) xl_weights_keep(m->weights, t); /* other slices of it may not be borrowed */
     if (next == NULL || next->t != t) xl_weights_drop(m->weights, t);
     m->info.weight_bytes += ops->matrix_bytes(*out);
-    l->done += t->bytes / XL_MAX(t->rank > 0 ? t->shape[0] : 1, 1u) * slice->rows;
+    l->done += slice_bytes(slice);
     if (l->o->progress != NULL) l->o->progress(l->o->progress_user, "loading weights", XL_MIN(l->done, l->total), l->total);
     return XLSTM_OK;
 }
@@ -201,9 +215,11 @@ static int load_weights(xlstm_model *m, const xlstm_model_options *o, xlstm_erro
     if (m->blocks == NULL) return XLSTM_E_MEMORY;
     xl_slice embedding = {w->embedding, 0, w->dims.vocab_size}, head = {w->head, 0, w->dims.vocab_size};
     bool tied = w->head == w->embedding;
+    place(m, 0);
     int result = prepare(&l, &m->embedding, &embedding, NULL, tied ? XL_USE_MATMUL | XL_USE_ROWS : XL_USE_ROWS, false);
     for (uint32_t i = 0; result == XLSTM_OK && i < w->dims.num_blocks; i++) {
         const xl_block_wiring *b = &w->blocks[i];
+        place(m, i);
         for (int role = 0; result == XLSTM_OK && role < XL_ROLES; role++) {
             const xl_slice *next = role + 1 < XL_ROLES               ? &b->weight[role + 1]
                                    : i + 1 < w->dims.num_blocks ? &w->blocks[i + 1].weight[0]
@@ -215,6 +231,7 @@ static int load_weights(xlstm_model *m, const xlstm_model_options *o, xlstm_erro
             }
         }
     }
+    place(m, w->dims.num_blocks);
     if (result == XLSTM_OK && w->out_norm.t != NULL) {
         result = prepare(&l, &m->out_norm, &w->out_norm, NULL, XL_USE_MATMUL, true);
     }
@@ -227,6 +244,48 @@ static int load_weights(xlstm_model *m, const xlstm_model_options *o, xlstm_erro
         return XLSTM_OK;
     }
     return prepare(&l, &m->head, &head, NULL, XL_USE_MATMUL, false);
+}
+
+/* ---- a model too large for its device ---------------------------------------------------------------------------- */
+
+static size_t device_room(const xlstm_model *m)
+{
+    return m->backend->ops->room != NULL ? m->backend->ops->room(m->backend) : SIZE_MAX;
+}
+
+void xl_advise_offload(const xlstm_model *m, size_t room, xlstm_error *err)
+{
+    enum { STATES = 4 }; /* sessions to leave room for */
+    const double spare = 0.95;
+    const xl_wiring *w = &m->wiring;
+    const xl_dims *d = &m->config.dims;
+    size_t left = device_room(m);
+    if (err == NULL || m->blocks == NULL || room == SIZE_MAX || left > room) return;
+    const xl_slice embedding = {w->embedding, 0, d->vocab_size}, head = {w->head, 0, d->vocab_size};
+    double first = (double)slice_bytes(&embedding), all = 0, read = m->embedding != NULL ? first : 0;
+    uint32_t wanted = m->offloaded != 0 ? m->offloaded : d->num_blocks, held = 0;
+    for (uint32_t i = 0; i < d->num_blocks; i++) {
+        double block = 0;
+        for (int role = 0; role < XL_ROLES; role++) block += (double)slice_bytes(&w->blocks[i].weight[role]);
+        all += block;
+        if (i >= wanted || m->blocks[i].weight[XL_ROLES - 1] == NULL) continue;
+        read += block;
+        held++;
+    }
+    if (held == wanted && m->offloaded != 0) return; /* then it may be the host's memory that ran out */
+    if (held == wanted) held--;
+    if (m->head != NULL && m->head != m->embedding) read += (double)slice_bytes(&head);
+    /* `scale`: what a byte of the file comes to on the device */
+    double scale = read > 0 ? (double)(room - left) / read : 1;
+    double row = 4.0 * d->embedding_dim + 2.0 * d->qk_dim + 4.0 * d->v_dim + 3.0 * d->ffn_dim + 2.0 * d->num_heads;
+    double fixed = first * scale + row * sizeof(float) * m->max_rows;
+    double each = (all * scale + (double)STATES * (double)m->info.state_bytes) / d->num_blocks;
+    double fit = (spare * (double)room - fixed) / each;
+    uint32_t n = fit < held ? (uint32_t)XL_MAX(fit, 0.0) : held;
+    if (n == 0) return;
+    size_t used = strlen(err->message);
+    snprintf(err->message + used, sizeof(err->message) - used, "; about %u of the %u blocks fit: --offload-blocks %u",
+             n, d->num_blocks, n);
 }
 
 /* ---- facts ------------------------------------------------------------------------------------------------------ */
@@ -373,7 +432,15 @@ static int make_backend(xlstm_model *m, const xlstm_model_options *o, const xl_l
         .device_states = o->device_states,
         .log = log,
     };
-    int result = xl_backend_open(&m->backend, o->backend, &options, err);
+    if (o->offload_blocks != 0 && o->backend == NULL) {
+        return xl_fail(err, XLSTM_E_ARGUMENT,
+                       "%u blocks shall be offloaded, but no backend is named for them; name it, as in --backend cuda "
+                       "--offload-blocks %u",
+                       o->offload_blocks, o->offload_blocks);
+    }
+    if (o->offload_blocks < d->num_blocks) m->offloaded = o->offload_blocks;
+    int result = m->offloaded != 0 ? xl_split_open(&m->backend, o->backend, "cpu", m->offloaded, &options, err)
+                                   : xl_backend_open(&m->backend, o->backend, &options, err);
     if (result != XLSTM_OK) return result;
     m->backend->ops->describe(m->backend, m->info.backend, sizeof(m->info.backend));
     m->info.state_bytes = m->backend->ops->layout(m->backend)->total_bytes;
@@ -381,12 +448,12 @@ static int make_backend(xlstm_model *m, const xlstm_model_options *o, const xl_l
     return XLSTM_OK;
 }
 
-/* Every buffer of a pass with its width in elements. */
+/* Every buffer of a pass with its width in elements; those that only the head uses come last. */
 typedef struct buffer_plan {
     xl_buffer **buffer;
     uint32_t width;
 } buffer_plan;
-enum { BUFFERS = 14 };
+enum { BUFFERS = 14, BLOCK_BUFFERS = BUFFERS - 2 };
 
 static void plan_buffers(buffer_plan plan[BUFFERS], xlstm_model *m)
 {
@@ -406,6 +473,7 @@ static int make_pass(xlstm_model *m, xlstm_error *err)
     buffer_plan plan[BUFFERS];
     plan_buffers(plan, m);
     for (size_t i = 0; i < BUFFERS; i++) {
+        place(m, i < BLOCK_BUFFERS ? XL_ANY_BLOCK : m->config.dims.num_blocks);
         int result = m->backend->ops->buffer_new(m->backend, plan[i].buffer, m->max_rows, plan[i].width, err);
         if (result != XLSTM_OK) return result;
     }
@@ -461,8 +529,10 @@ int xlstm_model_open(xlstm_model **out, const char *path, const xlstm_model_opti
     } else {
         if ((result = make_backend(m, o, &log, err)) != XLSTM_OK) goto fail;
         if ((result = xl_weights_fingerprint(&m->info.fingerprint, m->weights, err)) != XLSTM_OK) goto fail;
-        if ((result = load_weights(m, o, err)) != XLSTM_OK) goto fail;
-        if ((result = make_pass(m, err)) != XLSTM_OK) goto fail;
+        size_t room = device_room(m);
+        if ((result = load_weights(m, o, err)) == XLSTM_OK) result = make_pass(m, err);
+        if (result == XLSTM_E_MEMORY) xl_advise_offload(m, room, err);
+        if (result != XLSTM_OK) goto fail;
     }
     m->info.path[sizeof(m->info.path) - 1] = '\0';
     xl_release(config);

@@ -50,6 +50,7 @@ struct xlstm_model {
     xl_weights *weights;
     xl_wiring wiring;
     xl_backend *backend; /* NULL after headers_only: the rest is empty then */
+    uint32_t offloaded;  /* blocks on the first side of a split backend, 0 if it is not split */
     xl_block *blocks;    /* [num_blocks] */
     xl_matrix *embedding, *head, *out_norm, *out_norm_bias;
     xl_pass_buffers b;
@@ -73,6 +74,10 @@ struct xlstm_model {
 
 /* The folder that small files are looked for in: `path` itself, or where the weights file lies. Freed by the caller. */
 char *xl_model_folder(const char *path, xlstm_error *err);
+
+/* After device memory ran out while weights or buffers were made: adds to the message how many blocks would fit, judged
+ * from what the weights read so far have taken of the `room` bytes there were. Nothing for a backend in host memory. */
+void xl_advise_offload(const xlstm_model *m, size_t room, xlstm_error *err);
 
 /* Where stage values go while tracing; see xlstm_session_set_trace. */
 typedef struct xl_trace {

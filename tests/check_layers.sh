@@ -10,7 +10,7 @@ layer_of()
     case $1 in
     xlstm.h | base.* | json.* | threads.*) echo 0 ;;
     dtype* | weights* | gguf* | quantize*) echo 1 ;;
-    backend* | ref/* | cpu/* | cuda/*) echo 2 ;;
+    backend* | split_backend* | ref/* | cpu/* | cuda/*) echo 2 ;;
     wiring* | config* | model* | forward*) echo 3 ;;
     session* | state* | prefix_cache* | locate* | tokenizer* | unicode* | sampler* | chat_template*) echo 4 ;;
     convert* | imatrix*) echo 4 ;;

@@ -340,6 +340,27 @@ class State(Case):
             self.assertEqual(a["ids"] + b["ids"], whole["ids"])
             self.assertEqual(a["text"] + b["text"], whole["text"])
 
+    def test_blocks_on_two_backends(self):
+        """The first blocks elsewhere: the same text, and states that either way of running goes on from."""
+        plain = ("--temperature", 0, "--output", "ids", "--no-echo", "--dtype", "float32")
+        want = self.ok("generate", "-p", PROMPT, *plain, "--max-tokens", 40).strip().split(",")
+        for k in 1, 4, 9, 10, 99:
+            env = {"XLSTM_BACKEND": "reference", "XLSTM_OFFLOAD_BLOCKS": str(k)}
+            got = self.ok("generate", "-p", PROMPT, *plain, "--max-tokens", 40, env=env).strip().split(",")
+            self.assertEqual(got, want)
+        split = ("--backend", "reference", "--offload-blocks", 4)
+        for first, second in (split, ()), ((), split):
+            self.ok("generate", "-p", PROMPT, *plain, *first, "--max-tokens", 15, "--state-out", self.path("s"))
+            rest = self.ok("generate", "--state-in", self.path("s"), *plain, *second, "--max-tokens", 25)
+            self.assertEqual(rest.strip().split(","), want[15:])
+        status, _, err = run("generate", "-p", PROMPT, *plain, *split, "--max-tokens", 1, "--stats")
+        self.assertEqual(status, 0)
+        self.assertRegex(err.decode(), r"reference \(.*\) for blocks 0\.\.3, cpu \(.*\) for the rest")
+        self.fails(2, "generate", "-p", PROMPT, "--offload-blocks", 4, says="--backend")
+        self.fails(2, "generate", "-p", PROMPT, "--offload-blocks", -1, says="--offload-blocks")
+        self.fails(1, "generate", "-p", PROMPT, "--offload-blocks", 4, "--backend", "reference64", says="float64")
+        self.ok("info", "--offload-blocks", 4)
+
     def test_prompt_after_a_state(self):
         self.ok("generate", "--prompt-ids", "3244,786", "--max-tokens", 0, "--state-out", self.path("s"))
         a = self.greedy("--state-in", self.path("s"), "--prompt-ids", "260,543", "--max-tokens", 8)

@@ -38,18 +38,21 @@ typedef struct engine {
     const char *backend;
     uint32_t cpu_mask, threads;
     const char *label;
+    uint32_t offload_blocks;
 } engine;
 
 static const engine engines[] = {
-    {"reference", 0, 0, "reference"},
-    {"reference64", 0, 0, "reference64"},
-    {"cpu", 0, 2, "cpu"},
-    {"cpu", XLSTM_CPU_SCALAR, 1, "cpu-scalar"},
+    {"reference", 0, 0, "reference", 0},
+    {"reference64", 0, 0, "reference64", 0},
+    {"cpu", 0, 2, "cpu", 0},
+    {"cpu", XLSTM_CPU_SCALAR, 1, "cpu-scalar", 0},
 #if defined(__x86_64__)
-    {"cpu", XLSTM_CPU_SCALAR | XLSTM_CPU_AVX2, 1, "cpu-avx2"},
-    {"cpu", XLSTM_CPU_SCALAR | XLSTM_CPU_AVX2 | XLSTM_CPU_AVX512, 1, "cpu-avx512"},
+    {"cpu", XLSTM_CPU_SCALAR | XLSTM_CPU_AVX2, 1, "cpu-avx2", 0},
+    {"cpu", XLSTM_CPU_SCALAR | XLSTM_CPU_AVX2 | XLSTM_CPU_AVX512, 1, "cpu-avx512", 0},
 #endif
-    {"cuda", 0, 0, "cuda"},
+    {"reference", 0, 2, "reference-then-cpu", 1},
+    {"cuda", 0, 0, "cuda", 0},
+    {"cuda", 0, 2, "cuda-then-cpu", 1},
 };
 #define N_ENGINES (sizeof engines / sizeof *engines)
 #define N_MODELS (sizeof models / sizeof *models)
@@ -68,7 +71,8 @@ static void require(int code, const xlstm_error *err)
 static xlstm_model *open_model(const char *path, const engine *e)
 {
     xlstm_model_options options = {
-        .backend = e->backend, .cpu_mask = e->cpu_mask, .threads = e->threads, .dtype = XLSTM_F32, .bos = XLSTM_OFF};
+        .backend = e->backend, .offload_blocks = e->offload_blocks, .cpu_mask = e->cpu_mask, .threads = e->threads,
+        .dtype = XLSTM_F32, .bos = XLSTM_OFF};
     xlstm_model *model = NULL;
     xlstm_error err = {0};
     require(xlstm_model_open(&model, path, &options, &err), &err);

@@ -169,6 +169,40 @@ static void fill(xl_backend *be, xl_buffer *b, uint32_t rows, uint32_t width)
 
 static double unit_of(xlstm_dtype d) { return d == XLSTM_BF16 ? 0x1p-8 : d == XLSTM_F16 ? 0x1p-11 : 0; }
 
+/* What is written is read again, rounded like any activation, and its neighbours stay. */
+static void test_buffers_are_written_and_read(void **state)
+{
+    (void)state;
+    enum { N = 3 * 37, FIRST = 5, COUNT = 90 };
+    static const xlstm_dtype formats[] = {XLSTM_F32, XLSTM_BF16, XLSTM_F16};
+    const xl_backend_ops *const all[] = {&xl_cpu_backend, &xl_reference_backend, &xl_reference64_backend};
+    for (size_t a = 0; a < 3 * 3; a++) {
+        xl_backend_options o = plain;
+        o.activations = formats[a % 3];
+        xl_backend *be = NULL;
+        assert_int_equal(all[a / 3]->open(&be, &o, NULL), 0);
+        xl_buffer *b = buffer(be, 3, 37);
+        fill(be, b, 3, 37);
+        float in[COUNT], *before = get(be, b, N);
+        for (int i = 0; i < COUNT; i++) in[i] = 1.2345678f * (float)(i - 40);
+        in[7] = NAN;
+        in[8] = INFINITY;
+        assert_int_equal(be->ops->buffer_write(be, b, FIRST, in, COUNT, NULL), 0);
+        float *after = get(be, b, N);
+        for (int i = 0; i < N; i++) {
+            bool inside = i >= FIRST && i < FIRST + COUNT;
+            float want = !inside ? before[i] : in[i - FIRST];
+            if (inside && o.activations == XLSTM_BF16) want = xl_round_bf16(want);
+            if (inside && o.activations == XLSTM_F16) want = xl_round_f16(want);
+            assert_true(after[i] == want || (isnan(after[i]) && isnan(want)));
+        }
+        free(before);
+        free(after);
+        be->ops->buffer_free(be, b);
+        be->ops->close(be);
+    }
+}
+
 /* ---- products --------------------------------------------------------------------------------------------------- */
 
 typedef struct product_case {
@@ -866,6 +900,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
 #endif
         TEST(test_open),
+        TEST(test_buffers_are_written_and_read),
         TEST(test_products),
         TEST(test_quantised_products),
         TEST(test_group_and_tied),

@@ -1,14 +1,34 @@
 #!/bin/bash
-# On a machine with an NVIDIA GPU: builds the cuda backend for it, runs its tests, the same under compute-sanitizer, and
-# the benchmark. Arguments: folder for the build (default build-cuda) and for the results (default bench).
+# On a machine with an NVIDIA GPU: builds the cuda backend for it, runs its tests, the same under compute-sanitizer, the
+# shipped model split between cuda and cpu, and the benchmark. Arguments: folder for the build (default build-cuda) and
+# for the results (default bench).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${1:-build-cuda}
 results=${2:-bench}
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
 cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DXLSTM_CUDA=ON -DXLSTM_CUDA_ARCHITECTURES="$capability"
-cmake --build "$build" --parallel --target xlstm_cuda test_cuda cuda_bench
+cmake --build "$build" --parallel --target xlstm_cuda xlstm test_cuda cuda_bench
 "$build/test_cuda"
+# greedy ids in float32, and a state begun on both and gone on with on the cpu
+greedy()
+{
+    "$build/xlstm" generate --temperature 0 --dtype float32 --output ids --no-echo "$@"
+}
+state=$(mktemp)
+want=$(greedy -p "Once upon a time" --max-tokens 200)
+for blocks in 0 1 5 9 10; do
+    split=(--backend cuda --offload-blocks "$blocks")
+    got=$(greedy -p "Once upon a time" --max-tokens 200 "${split[@]}")
+    half=$(greedy -p "Once upon a time" --max-tokens 100 "${split[@]}" --state-out "$state")
+    rest=$(greedy --state-in "$state" --max-tokens 100)
+    if [ "$got" != "$want" ] || [ "$half,$rest" != "$want" ]; then
+        echo "FAILED: $blocks blocks on cuda give other ids than the cpu"
+        exit 1
+    fi
+    echo "$blocks blocks on cuda (0: all): 200 greedy ids as on the cpu"
+done
+rm -f "$state"
 if command -v compute-sanitizer > /dev/null; then
     compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 1 "$build/test_cuda" quick
     compute-sanitizer --tool racecheck --error-exitcode 1 "$build/test_cuda" race

@@ -339,6 +339,14 @@ static int cpu_buffer_read(xl_backend *be, const xl_buffer *b, size_t first, flo
     return XLSTM_OK;
 }
 
+static int cpu_buffer_write(xl_backend *be, xl_buffer *b, size_t first, const float *in, size_t n, xlstm_error *err)
+{
+    (void)err;
+    xl_cpu *c = xl_cpu_of(be);
+    c->kernels.round(b->data + first, in, n, c->o.activations);
+    return XLSTM_OK;
+}
+
 static void cpu_store_free(xl_backend *be, xl_store *s)
 {
     (void)be;
@@ -566,6 +574,7 @@ const xl_backend_ops xl_cpu_backend = {
     .buffer_new = cpu_buffer_new,
     .buffer_free = cpu_buffer_free,
     .buffer_read = cpu_buffer_read,
+    .buffer_write = cpu_buffer_write,
     .store_new = cpu_store_new,
     .store_free = cpu_store_free,
     .store_zero = cpu_store_zero,

@@ -6,6 +6,8 @@
 
 /* ---- repacking -------------------------------------------------------------------------------------------------- */
 
+enum { REPACK_COLUMNS = 256 }; /* even */
+
 typedef struct repack_job {
     const xl_cpu *c;
     xl_matrix *m;
@@ -65,17 +67,19 @@ static void place_blocks(uint8_t *panel, size_t width, size_t r, const uint8_t *
     }
 }
 
-/* Row r of a panel from a plain row of the panel's own format. */
-static void place_plain(uint8_t *panel, size_t width, size_t r, const uint8_t *in, const xl_matrix *m)
+/* Columns k .. k+n-1 of row r of a panel from a plain row of the panel's own format; k is even. */
+static void place_plain(uint8_t *panel, size_t width, size_t r, const uint8_t *in, const xl_matrix *m, size_t k, size_t n)
 {
-    size_t K = m->cols;
+    size_t size = m->dtype == XLSTM_F32 ? 4 : 2;
+    panel += k * width * size;
+    in += k * size;
     if (m->dtype != XLSTM_BF16) {
-        spread_items(panel, width, r, in, K, m->dtype == XLSTM_F32 ? 4 : 2);
+        spread_items(panel, width, r, in, n, size);
         return;
     }
-    panel = spread_items(panel, width, r, in, K / 2, 4);
-    if (K & 1) {
-        uint8_t last[4] = {in[2 * K - 2], in[2 * K - 1], 0, 0};
+    panel = spread_items(panel, width, r, in, n / 2, 4);
+    if (n & 1) {
+        uint8_t last[4] = {in[2 * n - 2], in[2 * n - 1], 0, 0};
         spread_items(panel, width, r, last, 1, 4);
     }
 }
@@ -88,19 +92,24 @@ static void repack_panel(void *arg, uint32_t p, uint32_t worker)
     uint8_t *panel = m->panels + p * m->panel_bytes;
     /* rows past the end are zeros */
     if (first + width > m->rows) memset(panel, 0, panel_row_bytes(m) * width);
-    for (size_t r = 0; r < width && first + r < m->rows; r++) {
-        const uint8_t *in = job->bytes + (first + r) * job->row_bytes;
-        if (job->decoded) {
-            float *row = job->decoded + worker * m->cols;
-            xl_decode_row(row, in, job->stored, m->cols);
-            if (m->dtype != XLSTM_F32) xl_encode_row(row, row, m->dtype, m->cols); /* narrower: in place, from the front */
-            in = (const uint8_t *)row;
+    /* Plain rows that need no conversion: some columns of all rows at a time, so that this part of the panel stays in the
+     * first-level cache. */
+    bool blocks = xl_dtype_get(m->dtype)->block > 1;
+    size_t step = blocks || job->decoded ? m->cols : REPACK_COLUMNS;
+    for (size_t k = 0; k < m->cols; k += step)
+        for (size_t r = 0; r < width && first + r < m->rows; r++) {
+            const uint8_t *in = job->bytes + (first + r) * job->row_bytes;
+            if (job->decoded) {
+                float *row = job->decoded + worker * m->cols;
+                xl_decode_row(row, in, job->stored, m->cols);
+                if (m->dtype != XLSTM_F32) xl_encode_row(row, row, m->dtype, m->cols); /* narrower: from the front */
+                in = (const uint8_t *)row;
+            }
+            if (blocks)
+                place_blocks(panel, width, r, in, m);
+            else
+                place_plain(panel, width, r, in, m, k, XL_MIN(m->cols - k, step));
         }
-        if (xl_dtype_get(m->dtype)->block > 1)
-            place_blocks(panel, width, r, in, m);
-        else
-            place_plain(panel, width, r, in, m);
-    }
 }
 
 int xl_cpu_repack(xl_cpu *c, xl_matrix *m, const uint8_t *bytes, xlstm_dtype stored, size_t row_bytes,

@@ -58,8 +58,9 @@ int cuda_alloc(cuda_backend *be, void **out, size_t bytes, const char *what, xls
     cudaMemGetInfo(&free, &total);
     return xl_fail(
         err, XLSTM_E_MEMORY,
-        "cuda: %s: %zu bytes needed, %zu of %zu free on %s; use a smaller dtype, fewer sessions or fewer rows", what,
-        bytes, free, total, be->device_name);
+        "cuda: %s: %zu bytes needed, %zu of %zu free on %s; use a smaller dtype, fewer sessions or fewer rows, or keep "
+        "blocks on the cpu with --offload-blocks",
+        what, bytes, free, total, be->device_name);
 }
 
 void *cuda_scratch(cuda_backend *be, size_t bytes)
@@ -737,6 +738,40 @@ int buffer_read(xl_backend *base, const xl_buffer *b, size_t first, float *out, 
     return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "reading a buffer");
 }
 
+int buffer_write(xl_backend *base, xl_buffer *b, size_t first, const float *in, size_t n, xlstm_error *err)
+{
+    cuda_backend *be = cuda_of(base);
+    int result = cuda_enter(be, err);
+    if (result != XLSTM_OK) return result;
+    if (be->open_pass) flush(be);
+    b->dtype = be->opt.activations;
+    size_t size = cuda_size(b->dtype), step = STAGING / size;
+    cudaError_t code = cudaSuccess;
+    for (size_t done = 0, part = 0; done < n && code == cudaSuccess; done += part) {
+        part = XL_MIN(step, n - done);
+        uint32_t i = be->next_pinned;
+        be->next_pinned ^= 1;
+        code = cudaEventSynchronize(be->pinned_free[i]);
+        if (code != cudaSuccess) break;
+        uint16_t *half = (uint16_t *)be->pinned[i];
+        if (b->dtype == XLSTM_F32) memcpy(half, in + done, part * sizeof(float));
+        for (size_t k = 0; k < part && b->dtype != XLSTM_F32; k++)
+            half[k] = b->dtype == XLSTM_BF16 ? xl_f32_to_bf16(in[done + k]) : xl_f32_to_f16(in[done + k]);
+        code = cudaMemcpyAsync(b->data + (first + done) * size, half, part * size, cudaMemcpyHostToDevice, be->stream);
+        if (code == cudaSuccess) code = cudaEventRecord(be->pinned_free[i], be->stream);
+    }
+    be->after_kernel = false;
+    if (be->failed != cudaSuccess) return cuda_fail(err, be->failed, be->failed_what);
+    return code == cudaSuccess ? XLSTM_OK : cuda_fail(err, code, "writing a buffer");
+}
+
+size_t room(const xl_backend *base)
+{
+    size_t free = 0, total = 0;
+    if (cuda_enter(cuda_of(base), nullptr) != XLSTM_OK || cudaMemGetInfo(&free, &total) != cudaSuccess) return SIZE_MAX;
+    return free;
+}
+
 /* ---- recording -------------------------------------------------------------------------------------------------- */
 
 cuda_op *record(xl_backend *base, cuda_op::kind_t kind)
@@ -842,6 +877,7 @@ extern "C" const xl_backend_ops *xlstm_cuda_backend(void)
         .buffer_new = buffer_new,
         .buffer_free = buffer_free,
         .buffer_read = buffer_read,
+        .buffer_write = buffer_write,
         .store_new = cuda_store_new,
         .store_free = cuda_store_free,
         .store_zero = cuda_store_zero,
@@ -860,6 +896,8 @@ extern "C" const xl_backend_ops *xlstm_cuda_backend(void)
         .gather = gather,
         .softcap = softcap,
         .submit = submit,
+        .place = nullptr,
+        .room = room,
         .norm_linear = nullptr,
         .most_runs = cuda_most_runs,
         .sample = sample,

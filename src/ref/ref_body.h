@@ -214,6 +214,13 @@ static int ref_buffer_read(xl_backend *be, const xl_buffer *b, size_t first, flo
     return XLSTM_OK;
 }
 
+static int ref_buffer_write(xl_backend *be, xl_buffer *b, size_t first, const float *in, size_t n, xlstm_error *err)
+{
+    (void)err;
+    for (size_t i = 0; i < n; i++) b->data[first + i] = act(ref_of(be), (REAL)in[i]);
+    return XLSTM_OK;
+}
+
 static void ref_store_free(xl_backend *be, xl_store *s)
 {
     (void)be;
@@ -627,6 +634,7 @@ const xl_backend_ops OPS = {
     .buffer_new = ref_buffer_new,
     .buffer_free = ref_buffer_free,
     .buffer_read = ref_buffer_read,
+    .buffer_write = ref_buffer_write,
     .store_new = ref_store_new,
     .store_free = ref_store_free,
     .store_zero = ref_store_zero,

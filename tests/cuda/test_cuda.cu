@@ -741,6 +741,22 @@ static void test_replay()
     printf("replay: %d checks, %d failures so far\n", checks - before, failures);
 }
 
+/* What buffer_write puts into a buffer is read again, rounded to the activation format; more than a staging buffer. */
+static void test_buffers()
+{
+    for (xlstm_dtype act : {XLSTM_F32, XLSTM_BF16, XLSTM_F16}) {
+        xl_backend_options o = options_for(act);
+        twins t(o);
+        twin_buffer b = t.buffer(5, 1000003);
+        std::vector<float> in(4900000), back;
+        for (float &x : in) x = (float)normal();
+        for (xl_backend *be : {t.c, t.r})
+            MUST(be->ops->buffer_write(be, be == t.c ? b.c : b.r, 777, in.data(), in.size(), &err));
+        t.compare("buffers", name(act), b, 5, 0);
+        t.drop(b);
+    }
+}
+
 static void test_errors()
 {
     xl_backend_options o = options_for(XLSTM_F32);
@@ -765,6 +781,7 @@ int main(int argc, char **argv)
         void (*run)();
         bool fresh; /* begins with the first random numbers, alone or after others */
     } groups[] = {{"errors", test_errors, false},
+                  {"buffers", test_buffers, true},
                   {"elementwise", test_elementwise, false},
                   {"cell", test_cell, false},
                   {"faults", test_faults, false},
