@@ -39,7 +39,7 @@ static void save_row(uint8_t *out, const double *in, xlstm_dtype dtype, size_t n
     if (dtype == XLSTM_I8) {
         for (size_t i = 0; i < n; i++) {
             float a = fabsf((float)in[i]);
-            if (!(a <= largest)) largest = a; /* NaN goes through and poisons the scale */
+            if (a > largest || a != a) largest = a; /* a NaN stays and poisons the scale */
         }
         float scale = largest / 127.0f;
         if (scale > 0) inverse = 1.0f / scale;

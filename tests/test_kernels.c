@@ -863,6 +863,42 @@ static void test_cell_faults(void **state)
     }
 }
 
+/* A NaN among the values of a row of C stays one in the state, wherever it stands and however the state is stored, in steps
+ * and in chunks. */
+static void test_cell_keeps_nan(void **state)
+{
+    (void)state;
+    static const xlstm_dtype dtypes[] = {XLSTM_F32, XLSTM_BF16, XLSTM_I8};
+    const uint32_t head_v = 37;
+    for (size_t v = 0; v <= XL_COUNT(variants); v++)
+        for (size_t d = 0; d < XL_COUNT(dtypes); d++) {
+            xl_backend_options o = cell_options(8, head_v, 16, dtypes[d]);
+            xl_backend *be = NULL;
+            if (v < XL_COUNT(variants))
+                be = open_cpu(o, variants[v].mask);
+            else
+                assert_int_equal(xl_reference_backend.open(&be, &o, NULL), 0);
+            if (!be) continue;
+            for (uint32_t at = 0; at < head_v; at += 9)
+                for (uint32_t rows = 1; rows <= 20; rows += 19) {
+                    cell_data data = cell_random(&o, rows, 0, 3, 1);
+                    uint32_t faults[80];
+                    data.v[at] = NAN;
+                    xl_store *s = store(be);
+                    xl_run runs[] = {{0, rows, 0, s}};
+                    free(run_cell(be, &o, &data, 0, rows, runs, 1, faults));
+                    const xl_state_layout *l = be->ops->layout(be);
+                    uint8_t *bytes = store_bytes(be, s);
+                    double x = element(bytes + xl_state_c_offset(l, 1, 0), dtypes[d], at, head_v);
+                    if (!isnan(x)) fail_msg("variant %zu, %s: column %u of C is %g", v, xlstm_dtype_name(dtypes[d]), at, x);
+                    free(bytes);
+                    be->ops->store_free(be, s);
+                    cell_free(&data);
+                }
+            be->ops->close(be);
+        }
+}
+
 static void test_open(void **state)
 {
     (void)state;
@@ -909,6 +945,7 @@ int main(void)
         TEST(test_cell_against_reference),
         TEST(test_cell_cuts_and_company),
         TEST(test_cell_faults),
+        TEST(test_cell_keeps_nan),
     };
 #ifdef STANDALONE
     for (size_t i = 0; i < XL_COUNT(tests); i++) {
