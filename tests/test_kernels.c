@@ -890,7 +890,8 @@ static void test_cell_keeps_nan(void **state)
                     const xl_state_layout *l = be->ops->layout(be);
                     uint8_t *bytes = store_bytes(be, s);
                     double x = element(bytes + xl_state_c_offset(l, 1, 0), dtypes[d], at, head_v);
-                    if (!isnan(x)) fail_msg("variant %zu, %s: column %u of C is %g", v, xlstm_dtype_name(dtypes[d]), at, x);
+                    if (!isnan(x)) printf("variant %zu, %s: column %u of C is %g\n", v, xlstm_dtype_name(dtypes[d]), at, x);
+                    assert_true(isnan(x));
                     free(bytes);
                     be->ops->store_free(be, s);
                     cell_free(&data);
