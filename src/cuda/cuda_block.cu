@@ -1,0 +1,623 @@
+/*
+ * cuda_block.cu — y = x W^T + b for few rows and weights in block formats, on 8-bit integer tensor cores. The integers of
+ * the weights go in as they are stored (nibbles after a mask). Activations become fixed point: 256 columns of a row
+ * share a power of two, and a value is 128 hi + lo of it, two 8-bit numbers that are two columns of the product; float32
+ * and float16 activations have a second such pair below the first. Sums inside a group are exact integers; they meet the
+ * scales in float32. Layout of weights: cuda_quant.cuh.
+ */
+#include "cuda_linear.cuh"
+
+namespace
+{
+
+constexpr uint32_t BLOCKS = 2; /* a multiprocessor */
+constexpr uint32_t STAGES = 2; /* slots of a warp's ring */
+constexpr int MAGIC = 0x4b400000;         /* as integer sums begin with it, their bits are the float MAGIC_FLOAT + sum */
+constexpr float MAGIC_FLOAT = 12582912.0f; /* 1.5 * 2^23 */
+
+struct block_args {
+    linear_entry e[8];
+    uint32_t n_entries, tiles;
+    uint32_t rows, pairs, k, groups, pitch; /* pairs: of 8-bit columns a row; pitch: bytes of a column */
+    uint32_t *counter; /* hands out tiles after the first of each block; NULL: every gridDim-th, for small k */
+    uint32_t row0;     /* first row of x and of the outputs */
+    xlstm_dtype act;
+    const void *x;
+};
+
+template <xlstm_dtype F> struct format {
+    static constexpr bool mins = F == XLSTM_Q4_K || F == XLSTM_Q5_K;
+    static constexpr uint32_t batches = F == XLSTM_Q8_0 ? 2 : 1; /* pieces a group is taken in */
+    static constexpr uint32_t bytes = quant_group_bytes(F) / batches, steps = GROUP_STEPS / batches;
+};
+
+/* ---- x in shared memory ------------------------------------------------------------------------------------------- */
+
+/* Column 2 (row * pairs + pair) + (0 hi, 1 lo) of 8-bit numbers, [column][pitch]; in a step, lane t's eight columns (see
+ * cuda_quant.cuh) lie side by side. Per group and pair the factor of its integers. Then, by format, per step and pair
+ * MAGIC_FLOAT + 8 times the sum of the step's integers (Q4_0); or per column and group the sums of its 8 steps as two
+ * bf16 parts, in the order of a 16x8 operand (mins). */
+struct columns {
+    int8_t *x;
+    float *factor, *offset; /* [group][width], [step][width] */
+    bf16 *sums;             /* [column][sums_pitch] */
+    uint32_t width, sums_pitch;
+};
+__host__ __device__ constexpr uint32_t sums_pitch_for(uint32_t groups) { return (groups | 1) * 16; }
+
+__device__ __forceinline__ uint32_t largest(const float v[8], const stored8 &r, xlstm_dtype act)
+{
+    if (act == XLSTM_BF16) { /* two at a time */
+        uint32_t m = __vmaxu2(__vmaxu2(r.a.x & 0x7fff7fffu, r.a.y & 0x7fff7fffu),
+                              __vmaxu2(r.a.z & 0x7fff7fffu, r.a.w & 0x7fff7fffu));
+        return max(m << 16, m & 0xffff0000u);
+    }
+    uint32_t m = 0;
+#pragma unroll
+    for (int j = 0; j < 8; j++) m = max(m, __float_as_uint(v[j]) & 0x7fffffffu);
+    return m;
+}
+
+/* A warp makes the columns of 256 values of a row: lane i has values 8i .. 8i+7. */
+template <xlstm_dtype F>
+__device__ __forceinline__ void write_group(const block_args &a, const columns &c, uint32_t row, uint32_t group,
+                                            const stored8 &r)
+{
+    uint32_t lane = threadIdx.x % 32, quarter = lane % 4, step = lane / 4;
+    float v[8];
+    values8(v, r, a.act);
+    uint32_t most = __reduce_max_sync(0xffffffffu, largest(v, r, a.act)), exponent = most >> 23;
+    /* integers up to 2^14; the power of two stays in range, and values below 2^-114 vanish beside it */
+    uint32_t e = max(exponent, 27u);
+    float up = __uint_as_float((267 - e) << 23), factor = __uint_as_float((e - 13) << 23);
+    if (exponent == 255) factor = __uint_as_float(0x7fffffffu), up = 0; /* Inf and NaN: every result of the row is NaN */
+#pragma unroll
+    for (int j = 0; j < 8; j++) v[j] = exponent == 255 ? 0.0f : v[j] * up;
+    for (uint32_t p = 0; p < a.pairs; p++) {
+        uint32_t pair = row * a.pairs + p, n[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float whole = fminf(v[j], 16383.0f) + MAGIC_FLOAT;
+            n[j] = __float_as_uint(whole); /* the low half is the integer */
+            if (p + 1 < a.pairs) v[j] = (v[j] - (whole - MAGIC_FLOAT)) * 16384.0f;
+        }
+        uint32_t hi[2], lo[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            uint32_t one = __byte_perm(n[4 * i], n[4 * i + 1], 0x5410), two = __byte_perm(n[4 * i + 2], n[4 * i + 3], 0x5410);
+            lo[i] = __byte_perm(one, two, 0x6420) & 0x7f7f7f7fu;
+            hi[i] = __byte_perm(one + one, two + two, 0x7531); /* a carry into the upper half does not reach its high byte */
+        }
+        int8_t *to = c.x + (size_t)(2 * pair) * a.pitch + group * GROUP + step * 32 + (quarter & 1) * 16 + quarter / 2 * 4;
+        *(uint32_t *)to = hi[0], *(uint32_t *)(to + 8) = hi[1];
+        *(uint32_t *)(to + a.pitch) = lo[0], *(uint32_t *)(to + a.pitch + 8) = lo[1];
+        if (lane == 0) c.factor[group * c.width + pair] = factor;
+        factor *= 0x1p-14f;
+        if constexpr (F == XLSTM_Q4_0 || format<F>::mins) {
+            int sum_hi = __dp4a((int)hi[0], 0x01010101, __dp4a((int)hi[1], 0x01010101, 0)),
+                sum_lo = __dp4a((int)lo[0], 0x01010101, __dp4a((int)lo[1], 0x01010101, 0));
+            sum_hi += __shfl_xor_sync(0xffffffffu, sum_hi, 1), sum_lo += __shfl_xor_sync(0xffffffffu, sum_lo, 1);
+            sum_hi += __shfl_xor_sync(0xffffffffu, sum_hi, 2), sum_lo += __shfl_xor_sync(0xffffffffu, sum_lo, 2);
+            if (F == XLSTM_Q4_0) {
+                if (quarter == 0)
+                    c.offset[(group * GROUP_STEPS + step) * c.width + pair] = MAGIC_FLOAT + (float)(8 * (128 * sum_hi + sum_lo));
+            } else if (quarter < 2) { /* lane 1 of the step has lo */
+                float sum = (float)(quarter == 0 ? sum_hi : sum_lo), head = rounded<bf16>(sum);
+                bf16 *at = c.sums + (size_t)(2 * pair + quarter) * c.sums_pitch + group * 16 + step / 2 * 4 + (step & 1);
+                put(at, head);
+                put(at + 2, sum - head);
+            }
+        }
+    }
+}
+
+template <xlstm_dtype F> __device__ void make_columns(const block_args &a, const columns &c)
+{
+    constexpr int AT_ONCE = 6;
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, all = a.rows * a.groups;
+    for (uint32_t i = warp; i < all; i += AT_ONCE * LINEAR_WARPS) {
+        stored8 r[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            uint32_t at = i + j * LINEAR_WARPS, row = at / a.groups, k = at % a.groups * GROUP + lane * 8;
+            r[j].a = r[j].b = make_uint4(0, 0, 0, 0);
+            if (at < all && k < a.k) r[j] = fetch8(a.x, (size_t)(a.row0 + row) * a.k + k, a.act);
+        }
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            uint32_t at = i + j * LINEAR_WARPS;
+            if (at < all) write_group<F>(a, c, at / a.groups, at % a.groups, r[j]);
+        }
+    }
+}
+
+/* ---- products ------------------------------------------------------------------------------------------------------ */
+
+/* d = a b + c for a 16x32 (row) of signed or unsigned, b 32x8 (column) of signed 8-bit numbers */
+template <bool SIGNED>
+__device__ __forceinline__ void mma_8bit(int d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint2 b, int c)
+{
+    if constexpr (SIGNED) {
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                     "{%10,%10,%10,%10};"
+                     : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b.x), "r"(b.y), "r"(c));
+    } else {
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                     "{%10,%10,%10,%10};"
+                     : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b.x), "r"(b.y), "r"(c));
+    }
+}
+/* The same for 16x16 and 16x8, signed. */
+__device__ __forceinline__ void mma_8bit_half(int d[4], uint32_t a0, uint32_t a1, uint32_t b)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%7,%7,%7};"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b), "r"(0));
+}
+
+/* Byte i of a word, with its sign. */
+__device__ __forceinline__ int signed_byte(uint32_t word, uint32_t i)
+{
+    int d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(word), "r"(0), "r"(i | (i | 8) << 4 | (i | 8) << 8 | (i | 8) << 12));
+    return d;
+}
+
+/* Two bf16 of 128 .. 255, 128 taken from each; exact. */
+__device__ __forceinline__ uint32_t minus_128(uint32_t u)
+{
+    __nv_bfloat162 x;
+    memcpy(&x, &u, 4);
+    x = __hsub2(x, __float2bfloat162_rn(128.0f));
+    memcpy(&u, &x, 4);
+    return u;
+}
+
+/* hi and lo sums to one, exact up to float32's last bit */
+__device__ __forceinline__ float joined(float hi, float lo) { return fmaf(hi, 128.0f, lo); }
+
+/* What of x a lane reads: its column of each n-tile from its first columns of step 0 on, and beside the columns its pair
+ * of the outputs. */
+template <int NT> struct reading {
+    const int8_t *x[NT];
+    const bf16 *sums[NT];
+    const float *factor, *offset;
+};
+
+/* acc[nt][rows g, g + 8 of pair 4 nt + t] += batch b of a tile, from its slot */
+template <xlstm_dtype F, int NT>
+__device__ __forceinline__ void consume(float acc[NT][2], const uint8_t *slot, const reading<NT> &in, uint32_t b,
+                                        uint32_t lane)
+{
+    uint32_t g = lane / 4, t = lane % 4, k = b * format<F>::steps * 32, group = b / format<F>::batches;
+    const uint8_t *mine = slot + lane * 16, *scales = slot + quant_scales_at(F);
+    if constexpr (F == XLSTM_Q8_0) {
+        uint2 s_lo = *(const uint2 *)(scales + g * 8), s_hi = *(const uint2 *)(scales + (g + 8) * 8);
+        float y[NT][2] = {};
+#pragma unroll
+        for (int u = 0; u < 4; u++) {
+            uint4 w = *(const uint4 *)(mine + u * 512);
+            float lo = half_at(u < 2 ? s_lo.x : s_lo.y, u & 1), hi = half_at(u < 2 ? s_hi.x : s_hi.y, u & 1);
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                int d[4];
+                mma_8bit<true>(d, w.x, w.z, w.y, w.w, *(const uint2 *)(in.x[nt] + k + u * 32), MAGIC);
+                y[nt][0] += lo * joined(__int_as_float(d[0]) - MAGIC_FLOAT, __int_as_float(d[1]) - MAGIC_FLOAT);
+                y[nt][1] += hi * joined(__int_as_float(d[2]) - MAGIC_FLOAT, __int_as_float(d[3]) - MAGIC_FLOAT);
+            }
+        }
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            float f = in.factor[(group * NT + nt) * 4];
+            acc[nt][0] += f * y[nt][0], acc[nt][1] += f * y[nt][1];
+        }
+    } else if constexpr (F == XLSTM_Q4_0) {
+        uint4 s_lo = *(const uint4 *)(scales + g * 16), s_hi = *(const uint4 *)(scales + (g + 8) * 16);
+        float y[NT][2] = {};
+#pragma unroll
+        for (int u = 0; u < 8; u++) {
+            uint2 w = *(const uint2 *)(mine + u / 2 * 512 + (u & 1) * 8);
+            float lo = half_at(word_of(s_lo, u / 2), u & 1), hi = half_at(word_of(s_hi, u / 2), u & 1);
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                int d[4];
+                mma_8bit<false>(d, w.x & 0x0f0f0f0fu, w.y & 0x0f0f0f0fu, w.x >> 4 & 0x0f0f0f0fu, w.y >> 4 & 0x0f0f0f0fu,
+                                *(const uint2 *)(in.x[nt] + k + u * 32), MAGIC);
+                float offset = in.offset[((group * 8 + u) * NT + nt) * 4];
+                y[nt][0] += lo * joined(__int_as_float(d[0]) - MAGIC_FLOAT, __int_as_float(d[1]) - offset);
+                y[nt][1] += hi * joined(__int_as_float(d[2]) - MAGIC_FLOAT, __int_as_float(d[3]) - offset);
+            }
+        }
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            float f = in.factor[(group * NT + nt) * 4];
+            acc[nt][0] += f * y[nt][0], acc[nt][1] += f * y[nt][1];
+        }
+    } else { /* integer scales: one conversion a group */
+        uint4 s_lo = *(const uint4 *)(scales + g * 16), s_hi = *(const uint4 *)(scales + (g + 8) * 16);
+        int sum[NT][4] = {};
+        uint4 high = make_uint4(0, 0, 0, 0);
+        if constexpr (F == XLSTM_Q5_K) high = *(const uint4 *)(mine + 2048);
+#pragma unroll
+        for (int u = 0; u < 8; u++) {
+            uint2 w = *(const uint2 *)(mine + u / 2 * 512 + (u & 1) * 8);
+            if constexpr (F == XLSTM_Q6_K) {
+                if (u % 4 == 0) high = *(const uint4 *)(mine + 2048 + u / 4 * 512);
+                uint32_t h = word_of(high, u % 4), a0, a1, a2, a3;
+                a0 = (w.x & 0x3c3c3c3cu) | (h << 6 & 0xc0c0c0c0u);
+                a2 = (__funnelshift_r(w.x, w.x, 4) & 0x3c3c3c3cu) | (h << 4 & 0xc0c0c0c0u);
+                a1 = (w.y & 0x3c3c3c3cu) | (h << 2 & 0xc0c0c0c0u);
+                a3 = (__funnelshift_r(w.y, w.y, 4) & 0x3c3c3c3cu) | (h & 0xc0c0c0c0u);
+                uint32_t scale_lo = word_of(s_lo, u / 2), scale_hi = word_of(s_hi, u / 2), at = u % 2 * 2;
+                int lo0 = signed_byte(scale_lo, at), lo1 = signed_byte(scale_lo, at + 1),
+                    hi0 = signed_byte(scale_hi, at), hi1 = signed_byte(scale_hi, at + 1);
+#pragma unroll
+                for (int nt = 0; nt < NT; nt++) {
+                    uint2 x = *(const uint2 *)(in.x[nt] + k + u * 32);
+                    int d[4];
+                    mma_8bit_half(d, a0, a1, x.x);
+                    sum[nt][0] += lo0 * d[0], sum[nt][1] += lo0 * d[1];
+                    sum[nt][2] += hi0 * d[2], sum[nt][3] += hi0 * d[3];
+                    mma_8bit_half(d, a2, a3, x.y);
+                    sum[nt][0] += lo1 * d[0], sum[nt][1] += lo1 * d[1];
+                    sum[nt][2] += hi1 * d[2], sum[nt][3] += hi1 * d[3];
+                }
+            } else {
+                uint32_t a0 = w.x & 0x0f0f0f0fu, a1 = w.y & 0x0f0f0f0fu, a2 = w.x >> 4 & 0x0f0f0f0fu,
+                         a3 = w.y >> 4 & 0x0f0f0f0fu;
+                if constexpr (F == XLSTM_Q5_K) {
+                    uint32_t h = word_of(high, u / 2);
+                    a0 |= (u & 1 ? h : h << 4) & 0x10101010u, a2 |= (u & 1 ? h >> 1 : h << 3) & 0x10101010u;
+                    a1 |= (u & 1 ? h >> 2 : h << 2) & 0x10101010u, a3 |= (u & 1 ? h >> 3 : h << 1) & 0x10101010u;
+                }
+                int lo = (int)(word_of(s_lo, u / 2) >> (16 * (u & 1)) & 255),
+                    hi = (int)(word_of(s_hi, u / 2) >> (16 * (u & 1)) & 255);
+#pragma unroll
+                for (int nt = 0; nt < NT; nt++) {
+                    int d[4];
+                    mma_8bit<false>(d, a0, a1, a2, a3, *(const uint2 *)(in.x[nt] + k + u * 32), 0);
+                    sum[nt][0] += lo * d[0], sum[nt][1] += lo * d[1];
+                    sum[nt][2] += hi * d[2], sum[nt][3] += hi * d[3];
+                }
+            }
+        }
+        uint32_t low_lo = 0, low_hi = 0; /* mins of steps 2t and 2t + 1 as bf16 */
+        float d_lo, d_hi, m_lo = 0, m_hi = 0;
+        if constexpr (format<F>::mins) {
+            uint32_t lo = *(const uint32_t *)(scales + g * 16 + t * 4), hi = *(const uint32_t *)(scales + (g + 8) * 16 + t * 4);
+            low_lo = minus_128(__byte_perm(lo, 0x43434343u, 0x4341)), low_hi = minus_128(__byte_perm(hi, 0x43434343u, 0x4341));
+            uint32_t both_lo = *(const uint32_t *)(scales + 256 + g * 4), both_hi = *(const uint32_t *)(scales + 256 + (g + 8) * 4);
+            d_lo = half_at(both_lo, 0), m_lo = half_at(both_lo, 1), d_hi = half_at(both_hi, 0), m_hi = half_at(both_hi, 1);
+        } else { /* the integers are four times the values */
+            d_lo = 0.25f * value_of(*(const __half *)(scales + 256 + g * 2));
+            d_hi = 0.25f * value_of(*(const __half *)(scales + 256 + (g + 8) * 2));
+        }
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            float y_lo = d_lo * joined((float)sum[nt][0], (float)sum[nt][1]), y_hi = d_hi * joined((float)sum[nt][2], (float)sum[nt][3]);
+            if constexpr (format<F>::mins) {
+                uint2 x = *(const uint2 *)(in.sums[nt] + group * 16);
+                float m[4];
+                mma_bf16_first(m, low_lo, low_hi, low_lo, low_hi, x.x, x.y);
+                y_lo -= m_lo * joined(m[0], m[1]), y_hi -= m_hi * joined(m[2], m[3]);
+            }
+            float f = in.factor[(group * NT + nt) * 4];
+            acc[nt][0] += f * y_lo, acc[nt][1] += f * y_hi;
+        }
+    }
+}
+
+/* acc[8 rows][4] += a step of float32 weights (gates) from its slot; x[i]: values of this lane's row as stored */
+template <int RT>
+__device__ __forceinline__ void consume_float(float acc[RT][4], const uint8_t *slot, const stored8 x[RT], xlstm_dtype act,
+                                              uint32_t lane)
+{
+    const uint8_t *mine = slot + lane * 16;
+    uint32_t lo[3][4], hi[3][4];
+    float v[8];
+    values8(v, {*(const uint4 *)mine, *(const uint4 *)(mine + 512)}, XLSTM_F32);
+    split8<3>(lo, v);
+    values8(v, {*(const uint4 *)(mine + 1024), *(const uint4 *)(mine + 1536)}, XLSTM_F32);
+    split8<3>(hi, v);
+#pragma unroll
+    for (int i = 0; i < RT; i++) {
+        uint32_t f[3][4];
+        values8(v, x[i], act);
+        split8<3>(f, v);
+#pragma unroll
+        for (int q = 2; q >= 0; q--) {
+            if (q > 0 && act == XLSTM_BF16) continue; /* they are one part */
+#pragma unroll
+            for (int p = 2; p >= 0; p--) {
+                mma_bf16(acc[i], lo[p][0], hi[p][0], lo[p][1], hi[p][1], f[q][0], f[q][1]);
+                mma_bf16(acc[i], lo[p][2], hi[p][2], lo[p][3], hi[p][3], f[q][2], f[q][3]);
+            }
+        }
+    }
+}
+
+/* ---- the kernel ------------------------------------------------------------------------------------------------- */
+
+__device__ __forceinline__ const linear_entry &entry_of(const block_args &a, uint32_t tile)
+{
+    uint32_t i = 0;
+    while (i + 1 < a.n_entries && tile >= a.e[i + 1].tile0) i++;
+    return a.e[i];
+}
+
+/* What a warp copies next: batch b of a tile. */
+template <xlstm_dtype F> struct cursor {
+    uint32_t tile, b, batches;
+    const uint8_t *lo, *hi; /* this lane's 16 bytes of batch 0; float32: its columns of rows g and g + 8 */
+    bool main;
+
+    /* Moves to the first tile from `tile` on that has a batch for this warp. */
+    __device__ __forceinline__ void seek(const block_args &a, uint32_t warp, uint32_t lane)
+    {
+        b = batches = 0;
+        for (; tile < a.tiles; tile += gridDim.x) { /* goes on only where tiles are not handed out */
+            const linear_entry &e = entry_of(a, tile);
+            main = e.format == F;
+            batches = main ? a.groups * format<F>::batches : a.k / 32;
+            if (warp >= batches) continue;
+            b = warp;
+            if (main) {
+                lo = e.w + (size_t)(tile - e.tile0) * a.groups * quant_group_bytes(F) + lane * 16;
+            } else {
+                uint32_t row = (tile - e.tile0) * 16 + lane / 4;
+                lo = e.w + ((size_t)min(row, e.n - 1) * e.pitch + lane % 4 * 8) * 4;
+                hi = e.w + ((size_t)min(row + 8, e.n - 1) * e.pitch + lane % 4 * 8) * 4;
+            }
+            return;
+        }
+    }
+    /* `following`: the tile after the one being worked on */
+    __device__ __forceinline__ void go(const block_args &a, uint32_t slot, uint32_t following, uint32_t warp, uint32_t lane)
+    {
+        if (b >= batches && tile < a.tiles) {
+            tile = a.counter != nullptr ? following : tile + gridDim.x;
+            seek(a, warp, lane);
+        }
+        if (tile < a.tiles) {
+            uint32_t mine = slot + lane * 16;
+            if (main) {
+                const uint8_t *from = lo + (size_t)b * format<F>::bytes;
+#pragma unroll
+                for (uint32_t i = 0; i < format<F>::bytes / 512; i++) copy_stream16(mine + i * 512, from + i * 512, true);
+                constexpr uint32_t rest = format<F>::bytes % 512, done = format<F>::bytes - rest;
+                if (lane < rest / 16) copy_stream16(mine + done, from + done, true);
+            } else {
+#pragma unroll
+                for (uint32_t h = 0; h < 2; h++) {
+                    copy_stream16(mine + h * 512, lo + (size_t)b * 128 + h * 16, true);
+                    copy_stream16(mine + 1024 + h * 512, hi + (size_t)b * 128 + h * 16, true);
+                }
+            }
+            b += LINEAR_WARPS;
+        }
+        copy_async_commit();
+    }
+};
+
+/* Blocks are handed tiles of 16 weight rows; the warps of a block share a tile's columns and add up at its end. Each
+ * warp keeps its next batches of weights, also across tiles and across the wait for the previous kernel, on their way
+ * to its ring of slots. Entries are of format F, or float32 (gates). NT: tiles of 8 columns. */
+template <xlstm_dtype F, int NT>
+__global__ void __launch_bounds__(LINEAR_THREADS, 2) block_kernel(const __grid_constant__ block_args a)
+{
+    extern __shared__ __align__(128) uint8_t memory[];
+    constexpr uint32_t RT = NT == 4 ? 2 : 1;                      /* tiles of 8 rows where weights are float32 */
+    constexpr uint32_t WIDE = NT * 4 > RT * 8 ? NT * 4 : RT * 8, RED = WIDE + 2; /* row stride of partial sums */
+    constexpr uint32_t SLOT = format<F>::bytes;
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    float *partial = (float *)(memory + LINEAR_WARPS * STAGES * SLOT), *after = partial + 2 * LINEAR_WARPS * 16 * RED;
+    uint32_t *handed = (uint32_t *)after; /* [2] tile numbers */
+    columns c;
+    c.width = NT * 4;
+    c.factor = after + 4;
+    c.offset = c.factor + a.groups * c.width;
+    c.sums_pitch = sums_pitch_for(a.groups);
+    c.sums = (bf16 *)c.offset;
+    uint32_t n_columns = 2 * a.rows * a.pairs;
+    c.x = (int8_t *)c.offset;
+    if (F == XLSTM_Q4_0) c.x += a.groups * GROUP_STEPS * c.width * sizeof(float);
+    if (format<F>::mins) c.x += n_columns * c.sums_pitch * sizeof(bf16);
+    const uint8_t *ring = memory + warp * STAGES * SLOT;
+    uint32_t slots = shared_address(ring), slot = 0;
+
+    cursor<F> ahead;
+    ahead.tile = blockIdx.x;
+    ahead.seek(a, warp, lane);
+    for (uint32_t i = 0; i < STAGES; i++) ahead.go(a, slots + i * SLOT, a.tiles, warp, lane);
+    if (warp == 0 && a.counter != nullptr) {
+        uint32_t second = 0;
+        if (lane == 0) second = handed[1] = gridDim.x + atomicAdd(a.counter, 1u);
+        second = __shfl_sync(0xffffffffu, second, 0);
+        /* the second tile to the cache while the kernel before this one finishes */
+        uint32_t bytes = a.groups * quant_group_bytes(F), piece = bytes / 16 / 32 * 16;
+        if (second < a.tiles) {
+            const linear_entry &e = entry_of(a, second);
+            if (e.format == F && piece > 0) prefetch_bytes(e.w + (size_t)(second - e.tile0) * bytes + lane * piece, piece);
+        }
+    }
+    pdl_go();
+    pdl_wait();
+    make_columns<F>(a, c);
+    __syncthreads();
+
+    reading<NT> in;
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        uint32_t column = min((uint32_t)nt * 8 + g, n_columns - 2 + (g & 1));
+        in.x[nt] = c.x + (size_t)column * a.pitch + t * 8;
+        in.sums[nt] = c.sums + (size_t)column * c.sums_pitch + t * 4;
+    }
+    in.factor = c.factor + t;
+    in.offset = c.offset + t;
+
+    uint32_t turn = 0, following = a.counter != nullptr ? handed[1] : blockIdx.x + gridDim.x, fetched = 0;
+    for (uint32_t tile = blockIdx.x; tile < a.tiles; turn ^= 1) {
+        const linear_entry &e = entry_of(a, tile);
+        if (threadIdx.x == 0 && a.counter != nullptr) fetched = gridDim.x + atomicAdd(a.counter, 1u);
+        bool main = e.format == F;
+        float *mine = partial + (turn * LINEAR_WARPS + warp) * 16 * RED;
+        if (main) {
+            float acc[NT][2] = {};
+            for (uint32_t b = warp; b < a.groups * format<F>::batches; b += LINEAR_WARPS) {
+                copy_async_wait<STAGES - 1>();
+                __syncwarp();
+                consume<F, NT>(acc, ring + slot * SLOT, in, b, lane);
+                __syncwarp();
+                ahead.go(a, slots + slot * SLOT, following, warp, lane);
+                slot = (slot + 1) % STAGES;
+            }
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                mine[g * RED + nt * 4 + t] = acc[nt][0];
+                mine[(g + 8) * RED + nt * 4 + t] = acc[nt][1];
+            }
+        } else {
+            float acc[RT][4] = {};
+            stored8 x[RT], next[RT];
+            size_t at[RT];
+#pragma unroll
+            for (int i = 0; i < (int)RT; i++) {
+                at[i] = (size_t)(a.row0 + min(i * 8 + g, a.rows - 1)) * a.k + t * 8;
+                next[i].a = next[i].b = make_uint4(0, 0, 0, 0);
+                if (warp * 32 < a.k) next[i] = fetch8(a.x, at[i] + warp * 32, a.act);
+            }
+            for (uint32_t b = warp; b < a.k / 32; b += LINEAR_WARPS) {
+#pragma unroll
+                for (int i = 0; i < (int)RT; i++) {
+                    x[i] = next[i];
+                    if (b + LINEAR_WARPS < a.k / 32) next[i] = fetch8(a.x, at[i] + (b + LINEAR_WARPS) * 32, a.act);
+                }
+                copy_async_wait<STAGES - 1>();
+                __syncwarp();
+                consume_float<RT>(acc, ring + slot * SLOT, x, a.act, lane);
+                __syncwarp();
+                ahead.go(a, slots + slot * SLOT, following, warp, lane);
+                slot = (slot + 1) % STAGES;
+            }
+#pragma unroll
+            for (int i = 0; i < (int)RT; i++) {
+                *(float2 *)(mine + g * RED + i * 8 + 2 * t) = make_float2(acc[i][0], acc[i][1]);
+                *(float2 *)(mine + (g + 8) * RED + i * 8 + 2 * t) = make_float2(acc[i][2], acc[i][3]);
+            }
+        }
+        if (threadIdx.x == 0) handed[turn] = fetched;
+        __syncthreads();
+        const float *all = partial + turn * LINEAR_WARPS * 16 * RED;
+        uint32_t pairs = main ? a.pairs : 1;
+        for (uint32_t o = threadIdx.x; o < 16 * a.rows; o += LINEAR_THREADS) {
+            uint32_t r = o % 16, m = o / 16, n = (tile - e.tile0) * 16 + r;
+            if (n >= e.n) continue;
+            float sum = 0;
+            for (uint32_t p = pairs; p-- > 0;) {
+#pragma unroll
+                for (uint32_t w = 0; w < LINEAR_WARPS; w++) sum += all[(w * 16 + r) * RED + m * pairs + p];
+            }
+            store_sum(e, a.row0 + m, n, sum, a.act);
+        }
+        tile = following;
+        following = a.counter != nullptr ? handed[turn] : tile + gridDim.x;
+    }
+}
+
+/* ---- choosing --------------------------------------------------------------------------------------------------- */
+
+typedef void (*block_fn)(const block_args);
+
+struct choice {
+    block_fn kernel;
+    uint32_t bytes, batches; /* of a slot; a group */
+};
+template <xlstm_dtype F> choice choice_of(uint32_t nt)
+{
+    return {nt == 1   ? block_kernel<F, 1>
+            : nt == 2 ? block_kernel<F, 2>
+                      : block_kernel<F, 4>,
+            format<F>::bytes, format<F>::batches};
+}
+choice choice_for(xlstm_dtype t, uint32_t nt)
+{
+    switch (t) {
+    case XLSTM_Q8_0:
+        return choice_of<XLSTM_Q8_0>(nt);
+    case XLSTM_Q4_0:
+        return choice_of<XLSTM_Q4_0>(nt);
+    case XLSTM_Q4_K:
+        return choice_of<XLSTM_Q4_K>(nt);
+    case XLSTM_Q5_K:
+        return choice_of<XLSTM_Q5_K>(nt);
+    default:
+        return choice_of<XLSTM_Q6_K>(nt);
+    }
+}
+
+uint32_t pairs_of(xlstm_dtype act) { return act == XLSTM_BF16 ? 1 : 2; }
+uint32_t tiles_for(uint32_t pairs) { return pairs <= 4 ? 1 : pairs <= 8 ? 2 : 4; }
+
+/* Bytes of a column: padded to groups and shifted by a quarter of a bank row. */
+uint32_t pitch_for(uint32_t k) { return quant_groups(k) * GROUP + 32; }
+
+size_t shared_bytes(xlstm_dtype t, uint32_t rows, uint32_t pairs, uint32_t k)
+{
+    uint32_t nt = tiles_for(rows * pairs), groups = quant_groups(k), wide = XL_MAX(nt * 4, nt == 4 ? 16u : 8u);
+    size_t bytes = LINEAR_WARPS * STAGES * choice_for(t, nt).bytes +
+                   (2 * LINEAR_WARPS * 16 * (wide + 2) + 4 + groups * nt * 4) * sizeof(float) +
+                   (size_t)2 * rows * pairs * pitch_for(k);
+    if (t == XLSTM_Q4_0) bytes += (size_t)groups * GROUP_STEPS * nt * 4 * sizeof(float);
+    if (t == XLSTM_Q4_K || t == XLSTM_Q5_K) bytes += (size_t)2 * rows * pairs * sums_pitch_for(groups) * sizeof(bf16);
+    return bytes;
+}
+
+} // namespace
+
+uint32_t cuda_block_rows(const cuda_backend *be, xlstm_dtype main, uint32_t k)
+{
+    uint32_t pairs = pairs_of(be->opt.activations), rows = 16 / pairs;
+    while (rows > 1 && shared_bytes(main, rows, pairs, k) > be->smem_max) rows--;
+    return rows;
+}
+
+void cuda_block_launch(cuda_backend *be, const cuda_op *op, const uint32_t *chosen, uint32_t n_chosen, xlstm_dtype main,
+                       uint32_t row0, uint32_t rows)
+{
+    block_args a = {};
+    a.k = op->group[chosen[0]].weight->in;
+    for (uint32_t i = 0; i < n_chosen; i++) {
+        a.e[i] = linear_entry_for(&op->group[chosen[i]]);
+        a.e[i].tile0 = a.tiles;
+        a.tiles += (a.e[i].n + 15) / 16;
+    }
+    a.n_entries = n_chosen;
+    a.rows = rows;
+    a.row0 = row0;
+    a.pairs = pairs_of(be->opt.activations);
+    a.groups = quant_groups(a.k);
+    a.pitch = pitch_for(a.k);
+    a.act = be->opt.activations;
+    a.x = op->x->data;
+    choice c = choice_for(main, tiles_for(rows * a.pairs));
+    /* handing out tiles needs a ring no longer than what a warp has of a tile */
+    uint32_t a_warp = XL_MIN(a.groups * c.batches, a.k / 32) / LINEAR_WARPS;
+    if (a_warp >= STAGES && be->n_counters < COUNTERS) a.counter = be->counters + be->n_counters++;
+    size_t smem = shared_bytes(main, rows, a.pairs, a.k);
+    uint32_t blocks = (uint32_t)be->sms * (smem * 2 + 4096 <= be->smem_max ? BLOCKS : 1);
+    cuda_launch(be, "linear", c.kernel, dim3(XL_MIN(a.tiles, blocks)), dim3(LINEAR_THREADS), smem, a);
+}
+
+cudaError_t cuda_block_setup(cuda_backend *be)
+{
+    for (xlstm_dtype t : {XLSTM_Q8_0, XLSTM_Q4_0, XLSTM_Q4_K, XLSTM_Q5_K, XLSTM_Q6_K}) {
+        for (uint32_t nt : {1u, 2u, 4u}) {
+            cudaError_t code = cudaFuncSetAttribute((const void *)choice_for(t, nt).kernel,
+                                                    cudaFuncAttributeMaxDynamicSharedMemorySize, (int)be->smem_max);
+            if (code != cudaSuccess) return code;
+        }
+    }
+    return cudaSuccess;
+}
