@@ -1,11 +1,13 @@
 /*
- * cuda_chunk.cu — the chunkwise form of the mLSTM cell on tensor cores, for bfloat16 activations. Two kernels:
- *   intra  all chunks at once: gate sums, and the decay-weighted products P of queries and keys inside a chunk,
- *          relative to each row's own maximum;
- *   scan   one block a run, head and tile of value columns walks the chunks with C in registers (float32): outputs from
- *          C and P, then the update of C. Inputs of the next chunk load meanwhile.
- * Operands of products are bfloat16, all sums, gates, n, m and denominators float32. Chunks end at multiples of the
- * chunk size, and of 64 inside it. Formulas: docs/model.md.
+ * cuda_chunk.cu — the chunkwise form of the mLSTM cell on tensor cores, for bfloat16 activations. Pieces of up to 128
+ * tokens, in three kernels:
+ *   gates  a warp a piece and head: sums of log forget gates, and what the input gates stand against them;
+ *   state  a block a run, head and tile of C (128 rows of keys, 64 value columns) walks the pieces with its tile in
+ *          registers (float32) and leaves C as bfloat16, and n and m, as they are at the start of each piece. This is all
+ *          that is serial;
+ *   out    all pieces at once: h from q, that C, and the piece's own keys and values.
+ * Operands of products are bfloat16, all sums, gates, n, m and denominators float32. Formulas: docs/model.md; here
+ * everything is relative to b_t, so that M_t = b_t + max(m, max_j (i_j - b_j)).
  */
 #include "cuda_device.cuh"
 
@@ -14,15 +16,17 @@
 namespace
 {
 
-/* What intra leaves for scan, per chunk and head. */
-struct intra {
-    bf16 p[CHUNK][CHUNK]; /* s q k exp(log decay - row maximum) */
-    float b[CHUNK];       /* sum of log forget gates up to and including the row */
-    float top[CHUNK];     /* the row's maximum of log decay */
-    float sum[CHUNK];     /* of a row of p */
-    float a[CHUNK];       /* log weight of the token in the next state; -inf beyond the chunk */
-    float total, top_a;   /* b of the last row; maximum of a */
-    float unused[14];
+constexpr int THREADS = 256, HALF = 64;      /* tokens state takes at once */
+constexpr size_t WINDOW_BYTES = 64u << 20;   /* of states between the two kernels; a longer pass goes through them in turns */
+
+/* What is known of a piece and head besides C. */
+struct piece {
+    float b[CHUNK];    /* sum of log forget gates up to and including the token */
+    float rise[CHUNK]; /* input gate - b; -inf beyond the piece */
+    float peak[CHUNK]; /* maximum of rise up to and including the token */
+    float total, most; /* the last of b and of peak */
+    float m, m_after;  /* at the start and at the end; by state */
+    bf16 n[2][256];    /* at the start, in two parts; by state */
 };
 
 struct chunk_args {
@@ -31,8 +35,10 @@ struct chunk_args {
     const float *gates;
     const cuda_run *runs;
     const cuda_chunk *chunks;
-    intra *between;
-    uint32_t heads, dq, dv, chunk_size, fault;
+    piece *pieces; /* [chunk][head] */
+    uint4 *states; /* [chunk - first][head][dv / 16][dq / 16][lane]: operands of q C, see state_kernel */
+    uint32_t heads, dq, dv, dv16, dq16, chunk_size, period, fault;
+    uint32_t first, end; /* pieces of this turn */
     size_t c_block, n_block, m_block;
     float cap, eps, scale;
     bool round_gates, narrow_state;
@@ -41,15 +47,14 @@ struct chunk_args {
 
 __device__ __forceinline__ float max_nan(float a, float b) { return a > b || a != a ? a : b; }
 
-/* Starts copying rows [CHUNK][width] of [..][stride] from `from`; rows >= count and columns >= width become zero. A
- * thread keeps its column and goes down the rows. */
-template <int W, int PITCH, int THREADS>
+/* Starts copying rows [ROWS][W] of [..][stride] from `from`; rows >= count and columns >= width become zero. A thread
+ * keeps its column and goes down the rows. */
+template <int ROWS, int W, int PITCH>
 __device__ __forceinline__ void fetch_rows(bf16 *to, const bf16 *from, size_t stride, uint32_t count, uint32_t width)
 {
-    constexpr uint32_t PIECES = W / 8, DOWN = THREADS / PIECES, TRIPS = DOWN < CHUNK ? CHUNK / DOWN : 1;
-    static_assert(CHUNK % DOWN == 0 || DOWN % CHUNK == 0);
+    constexpr uint32_t PIECES = W / 8, DOWN = THREADS / PIECES, TRIPS = ROWS / DOWN;
+    static_assert(ROWS % DOWN == 0);
     uint32_t row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
-    if (DOWN > CHUNK && row >= CHUNK) return;
     uint32_t there = column < width ? count : 0, at = shared_address(to + row * PITCH + column);
     const bf16 *p = from + row * stride + column;
     size_t step = DOWN * stride;
@@ -62,383 +67,544 @@ __device__ __forceinline__ void fetch_rows(bf16 *to, const bf16 *from, size_t st
     }
 }
 
-/* ---- intra ------------------------------------------------------------------------------------------------------ */
+/* ---- gates ------------------------------------------------------------------------------------------------------ */
 
-template <int DQ> __global__ void __launch_bounds__(128) intra_kernel(const __grid_constant__ chunk_args a)
+/* A warp a head; a lane has four tokens side by side. */
+__global__ void __launch_bounds__(THREADS) gates_kernel(const __grid_constant__ chunk_args a)
 {
-    extern __shared__ __align__(128) uint8_t memory[];
-    constexpr int PITCH = DQ + 8;
-    bf16 *q = (bf16 *)memory, *k = q + CHUNK * PITCH;
-    __shared__ float rise[CHUNK], peak[CHUNK]; /* i - b, and its running maximum */
+    constexpr int PER = CHUNK / 32;
+    uint32_t head = blockIdx.y * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     const cuda_chunk chunk = a.chunks[blockIdx.x];
-    uint32_t head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    intra *out = a.between + (size_t)blockIdx.x * a.heads + head;
     pdl_go();
     pdl_wait();
-    size_t at = ((size_t)chunk.row * a.heads + head) * a.dq, stride = (size_t)a.heads * a.dq;
-    fetch_rows<DQ, PITCH, 128>(q, a.q + at, stride, chunk.count, a.dq);
-    fetch_rows<DQ, PITCH, 128>(k, a.k + at, stride, chunk.count, a.dq);
-    copy_async_commit();
-    if (warp == 0) { /* a lane has rows 2 lane and 2 lane + 1 */
-        float ig[2], lf[2];
+    if (head >= a.heads) return;
+    piece *out = a.pieces + (size_t)blockIdx.x * a.heads + head;
+    float ig[PER], b[PER], rise[PER], peak[PER];
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-            uint32_t row = 2 * lane + j;
-            ig[j] = -INFINITY;
-            lf[j] = 0;
-            if (row < chunk.count) {
-                const float *gates = a.gates + (size_t)(chunk.row + row) * 2 * a.heads + head;
-                float i = soft_cap(gates[0], a.cap), f = soft_cap(gates[a.heads], a.cap);
-                if (a.round_gates) i = rounded<bf16>(i), f = rounded<bf16>(f);
-                ig[j] = i;
-                lf[j] = log_sigmoid(f);
-                if (!is_finite(ig[j]) || !is_finite(lf[j])) report(a.faults, chunk.row + row, a.fault);
-            }
-        }
-        float b1 = lf[0] + lf[1], up = b1;
-        for (int o = 1; o < 32; o <<= 1) {
-            float other = __shfl_up_sync(0xffffffffu, up, o);
-            if ((int)lane >= o) up += other;
-        }
-        float b[2] = {up - lf[1], up}, total = __shfl_sync(0xffffffffu, up, 31);
-        float r[2] = {ig[0] - b[0], ig[1] - b[1]};
-        float most = max_nan(r[0], r[1]);
-        for (int o = 1; o < 32; o <<= 1) {
-            float other = __shfl_up_sync(0xffffffffu, most, o);
-            if ((int)lane >= o) most = max_nan(most, other);
-        }
-        float before = __shfl_up_sync(0xffffffffu, most, 1);
-        float p[2] = {lane == 0 ? r[0] : max_nan(before, r[0]), most};
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            uint32_t row = 2 * lane + j;
-            rise[row] = r[j];
-            peak[row] = p[j];
-            out->b[row] = b[j];
-            out->top[row] = b[j] + p[j];
-            out->a[row] = total + r[j];
-        }
-        if (lane == 31) out->total = total, out->top_a = total + most;
-    }
-    copy_async_wait<0>();
-    __syncthreads();
-    float acc[CHUNK / 8][4] = {};
-#pragma unroll 4
-    for (int k0 = 0; k0 < DQ; k0 += 16) {
-        uint32_t fa[4];
-        load_matrix4(fa, shared_address(q + (warp * 16 + lane % 16) * PITCH + k0 + lane / 16 * 8));
-#pragma unroll
-        for (int n = 0; n < CHUNK / 16; n++) {
-            if (n > (int)warp) continue; /* above the diagonal */
-            uint32_t fb[4];
-            load_matrix4(fb, shared_address(k + (n * 16 + lane / 16 * 8 + lane % 8) * PITCH + k0 + (lane / 8 & 1) * 8));
-            mma_bf16(acc[2 * n], fa[0], fa[1], fa[2], fa[3], fb[0], fb[1]);
-            mma_bf16(acc[2 * n + 1], fa[0], fa[1], fa[2], fa[3], fb[2], fb[3]);
+    for (int j = 0; j < PER; j++) {
+        uint32_t row = PER * lane + j;
+        ig[j] = -INFINITY, b[j] = INFINITY;
+        if (row < chunk.count) {
+            const float *gates = a.gates + (size_t)(chunk.row + row) * 2 * a.heads + head;
+            ig[j] = gates[0], b[j] = gates[a.heads];
         }
     }
-    float sum[2] = {};
+    float sum = 0, most = -INFINITY;
 #pragma unroll
-    for (int n = 0; n < CHUNK / 8; n++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            uint32_t row = warp * 16 + g + half * 8;
-            float p[2];
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                uint32_t column = n * 8 + 2 * t + j;
-                bool in = column <= row && row < chunk.count;
-                p[j] = in ? acc[n][half * 2 + j] * a.scale * expf(rise[column] - peak[row]) : 0.0f;
-                sum[half] += p[j];
-            }
-            *(uint32_t *)&out->p[row][n * 8 + 2 * t] = pack_bf16(p[0], p[1]);
+    for (int j = 0; j < PER; j++) {
+        uint32_t row = PER * lane + j;
+        if (row < chunk.count) {
+            float i = soft_cap(ig[j], a.cap), f = soft_cap(b[j], a.cap);
+            if (a.round_gates) i = rounded<bf16>(i), f = rounded<bf16>(f);
+            float lf = log_sigmoid(f);
+            if (!is_finite(i) || !is_finite(lf)) report(a.faults, chunk.row + row, a.fault);
+            ig[j] = i;
+            sum += lf;
         }
+        b[j] = sum;
     }
+    float before = sum;
+    for (int o = 1; o < 32; o <<= 1) {
+        float other = __shfl_up_sync(0xffffffffu, before, o);
+        if ((int)lane >= o) before += other;
+    }
+    before = __shfl_up_sync(0xffffffffu, before, 1);
+    if (lane == 0) before = 0;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
-        sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 2);
-        if (t == 0) out->sum[warp * 16 + g + half * 8] = sum[half];
+    for (int j = 0; j < PER; j++) {
+        b[j] += before;
+        rise[j] = ig[j] - b[j];
+        most = j == 0 ? rise[0] : max_nan(most, rise[j]);
+        peak[j] = most;
     }
+    for (int o = 1; o < 32; o <<= 1) {
+        float other = __shfl_up_sync(0xffffffffu, most, o);
+        if ((int)lane >= o) most = max_nan(most, other);
+    }
+    float above = __shfl_up_sync(0xffffffffu, most, 1);
+#pragma unroll
+    for (int j = 0; j < PER; j++) {
+        if (lane > 0) peak[j] = max_nan(above, peak[j]);
+    }
+    *(float4 *)(out->b + PER * lane) = make_float4(b[0], b[1], b[2], b[3]);
+    *(float4 *)(out->rise + PER * lane) = make_float4(rise[0], rise[1], rise[2], rise[3]);
+    *(float4 *)(out->peak + PER * lane) = make_float4(peak[0], peak[1], peak[2], peak[3]);
+    if (lane == 31) out->total = b[PER - 1], out->most = most;
 }
 
-/* ---- scan ------------------------------------------------------------------------------------------------------- */
+/* ---- state ------------------------------------------------------------------------------------------------------ */
 
-template <int DQ, int TV> struct stage {
-    bf16 q[CHUNK][DQ + 8], k[CHUNK][DQ + 8], v[CHUNK][TV + 8], p[CHUNK][CHUNK + 8];
-    float vectors[4][CHUNK], total, top_a, unused[14];
+constexpr int TQ = 128, TV = 64, STAGES = 4;
+
+struct stage {
+    bf16 k[HALF][TQ + 8], v[HALF][TV + 8];
+    float rise[HALF], total, most, unused[2];
 };
 
-/* n rides along as two more columns of C, its bfloat16 head and remainder, and the token weights likewise beside v. */
-template <int DQ, int TV, int KS> struct scan_memory {
-    bf16 c[DQ][TV + 8];                             /* C and n at the start of the chunk */
-    bf16 v[CHUNK][TV + 8];                          /* values times their weight in the next state; the weight */
-    float carry[CHUNK], local[CHUNK], floor[CHUNK]; /* row factors of q C and p v, exp(-M) */
-    float qn[KS][CHUNK];                            /* q n, a part for each share of dq */
-    float part[KS - 1 + (KS == 1)][KS == 1 ? 1 : CHUNK][TV + 8]; /* q C of the second share */
-};
+/* Goes through the halves of a run's pieces of this turn, cut as fill_table cuts them. */
+struct walk {
+    uint32_t index, end, done, count, period, inside, size, half;
 
-/* A float as two bfloat16 side by side. */
-__device__ __forceinline__ uint32_t in_two(float x)
-{
-    float head = rounded<bf16>(x);
-    return pack_bf16(head, x - head);
-}
-
-template <int DQ, int TV, int THREADS>
-__device__ __forceinline__ void fetch_stage(stage<DQ, TV> &s, const chunk_args &a, uint32_t index, uint32_t head,
-                                            uint32_t column)
-{
-    const cuda_chunk chunk = a.chunks[index];
-    const intra *in = a.between + (size_t)index * a.heads + head;
-    size_t at = ((size_t)chunk.row * a.heads + head) * a.dq, stride = (size_t)a.heads * a.dq;
-    fetch_rows<DQ, DQ + 8, THREADS>(&s.q[0][0], a.q + at, stride, chunk.count, a.dq);
-    fetch_rows<DQ, DQ + 8, THREADS>(&s.k[0][0], a.k + at, stride, chunk.count, a.dq);
-    fetch_rows<TV, TV + 8, THREADS>(&s.v[0][0], a.v + ((size_t)chunk.row * a.heads + head) * a.dv + column,
-                                    (size_t)a.heads * a.dv, chunk.count, a.dv - column);
-    fetch_rows<CHUNK, CHUNK + 8, THREADS>(&s.p[0][0], &in->p[0][0], CHUNK, CHUNK, CHUNK);
-    if (threadIdx.x < (4 * CHUNK + 16) / 4) {
-        copy_async16(shared_address(&s.vectors[0][0] + threadIdx.x * 4), &in->b[0] + threadIdx.x * 4, true);
+    __device__ __forceinline__ void cut()
+    {
+        size = min(min(period - inside, CHUNK - inside % CHUNK), count - done);
+        half = 0;
     }
+    __device__ __forceinline__ bool there() const { return index < end; }
+    __device__ __forceinline__ bool last_half() const { return (half + 1) * HALF >= size; }
+    /* C is rounded to the state's format after this piece; where `inside` counts in chunks */
+    __device__ __forceinline__ bool border() const { return inside + size == period || done + size == count; }
+    __device__ __forceinline__ uint32_t row() const { return done + half * HALF; }
+    __device__ __forceinline__ uint32_t rows() const { return min((uint32_t)HALF, size - half * HALF); }
+    __device__ __forceinline__ void next()
+    {
+        if (!last_half()) {
+            half++;
+            return;
+        }
+        done += size;
+        inside = (inside + size) % period;
+        index++;
+        cut();
+    }
+};
+__device__ __forceinline__ walk walk_of(const chunk_args &a, const cuda_run &run)
+{
+    walk w;
+    w.index = max(a.first, run.chunk0);
+    w.end = min(a.end, run.chunk0 + run.n_chunks);
+    w.count = run.count;
+    w.period = a.period;
+    w.done = w.there() && w.index > run.chunk0 ? a.chunks[w.index].row - run.row : 0;
+    w.inside = (uint32_t)((run.position + w.done) % a.period);
+    w.cut();
+    return w;
 }
 
-/* KS: shares of dq in q C, each of 8 warps. */
-template <int DQ, int TV, int STAGES, int KS>
-__global__ void __launch_bounds__(256 * KS, 1) scan_kernel(const __grid_constant__ chunk_args a)
+__device__ __forceinline__ void fetch_stage(stage &s, const chunk_args &a, const cuda_run &run, const walk &w,
+                                            uint32_t head, uint32_t row, uint32_t column)
 {
-    constexpr int THREADS = 256 * KS;
+    size_t at = (size_t)(run.row + w.row()) * a.heads + head;
+    fetch_rows<HALF, TQ, TQ + 8>(&s.k[0][0], a.k + at * a.dq + row, (size_t)a.heads * a.dq, w.rows(), a.dq - row);
+    fetch_rows<HALF, TV, TV + 8>(&s.v[0][0], a.v + at * a.dv + column, (size_t)a.heads * a.dv, w.rows(), a.dv - column);
+    const piece *p = a.pieces + (size_t)w.index * a.heads + head;
+    if (threadIdx.x < HALF / 4)
+        copy_async16(shared_address(s.rise + threadIdx.x * 4), p->rise + w.half * HALF + threadIdx.x * 4, true);
+    if (threadIdx.x == HALF / 4) copy_async16(shared_address(&s.total), &p->total, true);
+}
+
+/* n and m of a head: a warp has every eighth token, a lane 8 columns. n is exact but for float32 sums. */
+__device__ void walk_n(const chunk_args &a, const cuda_run &run, uint32_t head, float *part)
+{
+    constexpr int AT_ONCE = 8;
+    uint32_t tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
+    walk w = walk_of(a, run);
+    bool fresh = w.index == run.chunk0;
+    size_t n_at = a.n_block + (size_t)head * a.dq + tid, m_at = a.m_block + head;
+    pdl_wait();
+    if (!w.there()) return;
+    float n = tid < a.dq ? (fresh ? run.n_in[n_at] : run.n_out[n_at]) : 0.0f;
+    float m = fresh ? run.m_in[m_at] : a.pieces[(size_t)(w.index - 1) * a.heads + head].m_after;
+    while (w.there()) { /* whole pieces */
+        piece *p = a.pieces + (size_t)w.index * a.heads + head;
+        const bf16 *k = a.k + ((size_t)(run.row + w.done) * a.heads + head) * a.dq + lane * 8;
+        float total = p->total, m_new = max_nan(total + m, total + p->most), forget = expf(total + m - m_new);
+        float sum[8] = {};
+        for (uint32_t first = warp; first < w.size; first += AT_ONCE * (THREADS / 32)) {
+            uint4 u[AT_ONCE];
+            float rise[AT_ONCE];
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) {
+                uint32_t t = first + j * (THREADS / 32);
+                u[j] = make_uint4(0, 0, 0, 0);
+                rise[j] = -INFINITY;
+                if (t < w.size) {
+                    rise[j] = p->rise[t];
+                    if (lane * 8 < a.dq) u[j] = *(const uint4 *)(k + (size_t)t * a.heads * a.dq);
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) {
+                float v[8], weight = expf(total + rise[j] - m_new);
+                unpack_bf16(v, u[j].x), unpack_bf16(v + 2, u[j].y), unpack_bf16(v + 4, u[j].z), unpack_bf16(v + 6, u[j].w);
+#pragma unroll
+                for (int e = 0; e < 8; e++) sum[e] += weight * v[e];
+            }
+        }
+        store8(part + warp * 256 + lane * 8, sum);
+        float head_n = rounded<bf16>(n);
+        put(&p->n[0][tid], head_n);
+        put(&p->n[1][tid], n - head_n);
+        if (tid == 0) p->m = m, p->m_after = m_new;
+        __syncthreads();
+        float all = 0;
+#pragma unroll
+        for (int i = 0; i < THREADS / 32; i++) all += part[i * 256 + tid];
+        n = forget * n + all;
+        if (a.narrow_state && w.border()) n = rounded<bf16>(n);
+        m = m_new;
+        __syncthreads();
+        uint32_t index = w.index;
+        while (w.index == index) w.next();
+    }
+    if (tid < a.dq) run.n_out[n_at] = n;
+    if (tid == 0) run.m_out[m_at] = m;
+}
+
+/* The last block of a head does n and m. C is kept with values as rows and keys as columns, so that two neighbours in a
+ * lane's registers are neighbours along keys, as q C wants its second operand. */
+__global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant__ chunk_args a)
+{
     extern __shared__ __align__(128) uint8_t memory[];
-    stage<DQ, TV> *stages = (stage<DQ, TV> *)memory;
-    scan_memory<DQ, TV, KS> &s = *(scan_memory<DQ, TV, KS> *)(memory + STAGES * sizeof(stage<DQ, TV>));
-    constexpr int MT = DQ >= 128 * KS ? DQ / (128 * KS) : 1,
-                  UPDATERS = DQ / (16 * MT); /* 16-row tiles of C a warp, warps that have any */
-    constexpr int HN = TV / 16;              /* 8-column tiles of h a warp */
-    uint32_t tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
-    uint32_t head = blockIdx.y, column = blockIdx.x * TV;
+    stage *stages = (stage *)memory;
+    uint32_t tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4, head = blockIdx.y;
     const cuda_run run = a.runs[blockIdx.z];
     pdl_go();
-    pdl_wait();
-
-    float c[MT][TV / 8][4] = {}, n_row[MT][2] = {}; /* n_row: of rows g and g + 8, in lanes t = 0 */
-    uint32_t c_row = warp * 16 * MT;
-    bool updates = warp < UPDATERS;
+    if (blockIdx.x == gridDim.x - 1) {
+        walk_n(a, run, head, (float *)memory);
+        return;
+    }
+    uint32_t across = (a.dq + TQ - 1) / TQ, row0 = blockIdx.x % across * TQ, column0 = blockIdx.x / across * TV;
+    uint32_t value0 = warp / 4 * 32, key0 = warp % 4 * 32; /* a warp has 32 values of 32 keys */
+    walk now = walk_of(a, run), next = now, ahead = now;
+    bool fresh = now.index == run.chunk0;
     uint8_t *state = run.c + a.c_block;
     size_t head_at = (size_t)head * a.dq * a.dv;
-    if (updates) {
+    if (!fresh || !now.there()) pdl_wait(); /* else C was last touched in an earlier pass */
+    if (!now.there()) return;
+    float c[2][4][4] = {};
 #pragma unroll
-        for (int i = 0; i < MT; i++) {
+    for (int i = 0; i < 2; i++) {
 #pragma unroll
-            for (int n = 0; n < TV / 8; n++) {
+        for (int n = 0; n < 4; n++) {
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    uint32_t row = c_row + i * 16 + g + e / 2 * 8, col = column + n * 8 + 2 * t + e % 2;
-                    if (row < a.dq && col < a.dv) {
-                        size_t at = head_at + (size_t)row * a.dv + col;
-                        c[i][n][e] = a.narrow_state ? value_of(((const bf16 *)state)[at]) : ((const float *)state)[at];
-                    }
+            for (int e = 0; e < 4; e++) {
+                uint32_t row = row0 + key0 + n * 8 + 2 * t + e % 2, col = column0 + value0 + i * 16 + g + e / 2 * 8;
+                if (row < a.dq && col < a.dv) {
+                    size_t at = head_at + (size_t)row * a.dv + col;
+                    c[i][n][e] = a.narrow_state ? value_of(((const bf16 *)state)[at]) : ((const float *)state)[at];
                 }
-                *(uint32_t *)&s.c[c_row + i * 16 + g][n * 8 + 2 * t] = pack_bf16(c[i][n][0], c[i][n][1]);
-                *(uint32_t *)&s.c[c_row + i * 16 + g + 8][n * 8 + 2 * t] = pack_bf16(c[i][n][2], c[i][n][3]);
-            }
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                uint32_t row = c_row + i * 16 + g + e * 8;
-                if (t == 0 && row < a.dq) n_row[i][e] = run.n_in[a.n_block + head * a.dq + row];
-                *(uint32_t *)&s.c[row][TV + 2 * t] = in_two(n_row[i][e]); /* zero where t > 0 */
             }
         }
     }
-    for (uint32_t i = tid; i < CHUNK; i += THREADS) *(uint4 *)&s.v[i][TV] = make_uint4(0, 0, 0, 0);
-    float m = run.m_in[a.m_block + head];
-    uint64_t position = run.position;
+    if (fresh) pdl_wait();
+    float m = fresh ? run.m_in[a.m_block + head] : a.pieces[(size_t)(now.index - 1) * a.heads + head].m_after;
+    float forget = 1;
 
-    fetch_stage<DQ, TV, THREADS>(stages[0], a, run.chunk0, head, column);
-    copy_async_commit();
-    for (uint32_t turn = 0; turn < run.n_chunks; turn++) {
-        const cuda_chunk chunk = a.chunks[run.chunk0 + turn];
-        stage<DQ, TV> &in = stages[turn % STAGES];
-        if (STAGES > 1 && turn + 1 < run.n_chunks)
-            fetch_stage<DQ, TV, THREADS>(stages[(turn + 1) % STAGES], a, run.chunk0 + turn + 1, head, column);
-        copy_async_commit();
-        copy_async_wait<1>();
-        if (STAGES == 1) copy_async_wait<0>();
-        __syncthreads();
-
-        float m_new = max_nan(in.total + m, in.top_a), forget = expf(in.total + m - m_new);
-        if (tid < CHUNK) {
-            float b = in.vectors[0][tid], top = in.vectors[1][tid], M = max_nan(b + m, top);
-            if (blockIdx.x == 0 && tid < chunk.count && !is_finite(M)) report(a.faults, chunk.row + tid, a.fault);
-            s.carry[tid] = expf(b + m - M) * a.scale;
-            s.local[tid] = expf(top - M);
-            s.floor[tid] = expf(-M);
-            *(uint32_t *)&s.v[tid][TV] = in_two(expf(in.vectors[3][tid] - m_new));
+    /* values of a half times their weight in the next state, in place */
+    auto weigh = [&](stage &s, const walk &w) {
+        float total = s.total;
+        if (w.half == 0) {
+            float m_new = max_nan(total + m, total + s.most);
+            forget = expf(total + m - m_new);
+            m = m_new;
         }
-        for (int i = tid; i < CHUNK * TV / 8; i += THREADS) {
-            uint32_t row = i / (TV / 8), at = i % (TV / 8) * 8;
-            float v[8], w = expf(in.vectors[3][row] - m_new);
-            load8(v, &in.v[row][at]);
 #pragma unroll
-            for (int j = 0; j < 8; j++) v[j] *= w;
+        for (int i = 0; i < HALF * TV / 8 / THREADS; i++) {
+            uint32_t row = (tid + i * THREADS) / (TV / 8), at = tid % (TV / 8) * 8;
+            float v[8], weight = expf(total + s.rise[row] - m);
+            load8(v, &s.v[row][at]);
+#pragma unroll
+            for (int j = 0; j < 8; j++) v[j] *= weight;
             store8(&s.v[row][at], v);
         }
+    };
+    auto fetch = [&](uint32_t slot) {
+        if (ahead.there()) {
+            fetch_stage(stages[slot], a, run, ahead, head, row0, column0);
+            ahead.next();
+        }
+        copy_async_commit();
+    };
 
-        /* q C and p v: a warp has 16 rows, half of the columns, and a share of dq */
-        float from_c[2][HN][4] = {}, from_v[HN][4] = {}, from_n[2][4] = {}; /* two chains of sums, for latency */
-        uint32_t rows = warp % 4 * 16, half = warp / 4 % 2 * (TV / 2), share = KS == 1 ? 0 : warp / 8;
-#pragma unroll 4
-        for (int k0 = share * (DQ / KS); k0 < (int)(share + 1) * (DQ / KS); k0 += 32) {
+    for (uint32_t i = 0; i < STAGES - 1; i++) fetch(i);
+    copy_async_wait<STAGES - 2>();
+    __syncthreads();
+    weigh(stages[0], next);
+    next.next();
+    uint4 *left = a.states + ((size_t)(now.index - a.first) * a.heads + head) * a.dv16 * a.dq16 * 32;
+    for (uint32_t turn = 0; now.there(); turn++, now.next()) {
+        copy_async_wait<STAGES - 3>();
+        __syncthreads(); /* the half before is read, this one weighted, the next one there */
+        fetch((turn + STAGES - 1) % STAGES);
+        float keep = forget;
+        if (next.there()) {
+            weigh(stages[(turn + 1) % STAGES], next);
+            next.next();
+        }
+        const stage &s = stages[turn % STAGES];
+        if (now.half == 0) {
 #pragma unroll
-            for (int e = 0; e < 2; e++) {
-                int k = k0 + e * 16;
+            for (int i = 0; i < 2; i++) {
+#pragma unroll
+                for (int n = 0; n < 2; n++) {
+                    uint32_t v16 = (column0 + value0) / 16 + i, k16 = (row0 + key0) / 16 + n;
+                    left[((size_t)v16 * a.dq16 + k16) * 32 + lane] =
+                        make_uint4(pack_bf16(c[i][2 * n][0], c[i][2 * n][1]), pack_bf16(c[i][2 * n + 1][0], c[i][2 * n + 1][1]),
+                                   pack_bf16(c[i][2 * n][2], c[i][2 * n][3]), pack_bf16(c[i][2 * n + 1][2], c[i][2 * n + 1][3]));
+                }
+            }
+            left += (size_t)a.heads * a.dv16 * a.dq16 * 32;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) c[i][n][e] *= keep;
+                }
+            }
+        }
+#pragma unroll
+        for (int k0 = 0; k0 < HALF; k0 += 16) {
+            uint32_t fa[2][4], fb[2][4];
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                load_matrix4_t(fa[i], shared_address(&s.v[k0 + lane / 16 * 8 + lane % 8][value0 + i * 16 + (lane / 8 & 1) * 8]));
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+                load_matrix4_t(fb[n], shared_address(&s.k[k0 + lane % 16][key0 + n * 16 + lane / 16 * 8]));
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+#pragma unroll
+                for (int n = 0; n < 4; n++)
+                    mma_bf16(c[i][n], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[n / 2][n % 2 * 2], fb[n / 2][n % 2 * 2 + 1]);
+            }
+        }
+        if (a.narrow_state && now.last_half() && now.border()) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) c[i][n][e] = rounded<bf16>(c[i][n][e]);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                uint32_t row = row0 + key0 + n * 8 + 2 * t + e % 2, col = column0 + value0 + i * 16 + g + e / 2 * 8;
+                if (row < a.dq && col < a.dv) {
+                    size_t at = head_at + (size_t)row * a.dv + col;
+                    if (a.narrow_state) put((bf16 *)state + at, c[i][n][e]);
+                    else ((float *)state)[at] = c[i][n][e];
+                }
+            }
+        }
+    }
+}
+
+/* ---- out -------------------------------------------------------------------------------------------------------- */
+
+constexpr int OV = 128, PARTS = 2; /* value columns taken at once, and how often a block does */
+
+template <int DQ> struct out_memory {
+    static constexpr int KC = DQ < 128 ? DQ : 128; /* keys' channels of C in a slot */
+    static constexpr size_t K = HALF * (DQ + 8) * sizeof(bf16), C = (size_t)OV * KC * sizeof(bf16),
+                            V = CHUNK * (OV + 8) * sizeof(bf16), SLOT = K > C ? (K > V ? K : V) : C > V ? C : V;
+    bf16 q[CHUNK][DQ + 8], p[CHUNK][CHUNK + 8];
+    alignas(128) uint8_t slots[3][SLOT];
+    float b[CHUNK], rise[CHUNK], peak[CHUNK], carry[CHUNK], inverse[CHUNK];
+    bf16 n[2][256];
+};
+
+/* A block has a piece, a head and 256 value columns. Through three slots in turn go: keys, in two halves, which give P;
+ * then, for each 128 columns, C in halves of its key channels, and values. */
+template <int DQ> __global__ void __launch_bounds__(THREADS, 1) out_kernel(const __grid_constant__ chunk_args a)
+{
+    extern __shared__ __align__(128) uint8_t memory[];
+    typedef out_memory<DQ> shared;
+    constexpr uint32_t KC = shared::KC, CUTS = DQ / KC, STEPS = KC / 16, EACH = CUTS + 1;
+    shared &s = *(shared *)memory;
+    uint32_t tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4, head = blockIdx.y;
+    uint32_t index = a.first + blockIdx.z, column0 = blockIdx.x * OV * PARTS;
+    const cuda_chunk chunk = a.chunks[index];
+    const piece *p = a.pieces + (size_t)index * a.heads + head;
+    const uint4 *state = a.states + ((size_t)blockIdx.z * a.heads + head) * a.dv16 * a.dq16 * 32;
+    uint32_t parts = min((uint32_t)PARTS, (a.dv - column0 + OV - 1) / OV), items = 2 + parts * EACH;
+    size_t token = (size_t)chunk.row * a.heads + head;
+    pdl_go();
+    pdl_wait();
+
+    auto fetch = [&](uint32_t item) {
+        uint8_t *slot = s.slots[item % 3];
+        if (item < 2) {
+            uint32_t count = chunk.count > item * HALF ? chunk.count - item * HALF : 0;
+            fetch_rows<HALF, DQ, DQ + 8>((bf16 *)slot, a.k + (token + (size_t)item * HALF * a.heads) * a.dq,
+                                         (size_t)a.heads * a.dq, min(count, (uint32_t)HALF), a.dq);
+        } else if (item < items) {
+            uint32_t part = (item - 2) / EACH, which = (item - 2) % EACH, column = column0 + part * OV;
+            if (which < CUTS) {
+#pragma unroll
+                for (uint32_t i = 0; i < OV / 16 * STEPS * 32 / THREADS; i++) {
+                    uint32_t at = tid + i * THREADS, v16 = at / (STEPS * 32), rest = at % (STEPS * 32);
+                    uint32_t from = column / 16 + v16;
+                    bool there = from < a.dv16;
+                    copy_async16(shared_address(slot + at * 16),
+                                 state + ((size_t)(there ? from : 0) * a.dq16 + which * STEPS) * 32 + rest, there);
+                }
+            } else {
+                fetch_rows<CHUNK, OV, OV + 8>((bf16 *)slot, a.v + token * a.dv + column, (size_t)a.heads * a.dv, chunk.count,
+                                              a.dv - column);
+            }
+        }
+        copy_async_commit();
+    };
+
+    fetch_rows<CHUNK, DQ, DQ + 8>(&s.q[0][0], a.q + token * a.dq, (size_t)a.heads * a.dq, chunk.count, a.dq);
+    if (tid < 3 * CHUNK / 4) copy_async16(shared_address(s.b + tid * 4), p->b + tid * 4, true);
+    else if (tid < 3 * CHUNK / 4 + 64) copy_async16(shared_address(&s.n[0][0] + (tid - 96) * 8), &p->n[0][0] + (tid - 96) * 8, true);
+    fetch(0);
+    fetch(1);
+    float m = p->m;
+
+    /* scores: a warp has 16 rows, paired so that the four schedulers share the triangle; afterwards 32 rows and half of
+     * the columns, paired likewise */
+    uint32_t strip = warp < 4 ? warp : 11 - warp, row = strip * 16 + g;
+    uint32_t half = warp / 4, band = half == 0 ? warp : 7 - warp;
+    float sum[2] = {}, from_n[4] = {}, acc[2][8][4];
+    for (uint32_t item = 0; item < items; item++) {
+        copy_async_wait<1>();
+        __syncthreads();
+        fetch(item + 2);
+        const uint8_t *slot = s.slots[item % 3];
+        if (item < 2) {
+            const bf16 *k = (const bf16 *)slot;
+            if (strip * 16 >= chunk.count || strip < item * 4) continue;
+            uint32_t tiles = min(strip - item * 4 + 1, 4u); /* of 16 keys, up to the diagonal */
+            float score[8][4] = {};
+#pragma unroll 2
+            for (int k0 = 0; k0 < DQ; k0 += 16) {
                 uint32_t fa[4];
-                load_matrix4(fa, shared_address(&in.q[rows + lane % 16][k + lane / 16 * 8]));
+                load_matrix4(fa, shared_address(&s.q[strip * 16 + lane % 16][k0 + lane / 16 * 8]));
 #pragma unroll
-                for (int n = 0; n < HN / 2; n++) {
+                for (uint32_t n = 0; n < 4; n++) {
+                    if (n >= tiles) continue;
                     uint32_t fb[4];
-                    load_matrix4_t(fb, shared_address(&s.c[k + lane % 16][half + n * 16 + lane / 16 * 8]));
-                    mma_bf16(from_c[e][2 * n], fa[0], fa[1], fa[2], fa[3], fb[0], fb[1]);
-                    mma_bf16(from_c[e][2 * n + 1], fa[0], fa[1], fa[2], fa[3], fb[2], fb[3]);
+                    load_matrix4(fb, shared_address(k + (n * 16 + lane / 16 * 8 + lane % 8) * (DQ + 8) + k0 + (lane / 8 & 1) * 8));
+                    mma_bf16(score[2 * n], fa[0], fa[1], fa[2], fa[3], fb[0], fb[1]);
+                    mma_bf16(score[2 * n + 1], fa[0], fa[1], fa[2], fa[3], fb[2], fb[3]);
                 }
-                if (half == 0) {
-                    uint32_t fb[2];
-                    load_matrix2_t(fb, shared_address(&s.c[k + lane % 16][TV]));
-                    mma_bf16(from_n[e], fa[0], fa[1], fa[2], fa[3], fb[0], fb[1]);
+                if (item == 0) {
+                    uint32_t n0 = 0, n1 = 0;
+                    if (g < 2) n0 = *(const uint32_t *)&s.n[g][k0 + 2 * t], n1 = *(const uint32_t *)&s.n[g][k0 + 8 + 2 * t];
+                    mma_bf16(from_n, fa[0], fa[1], fa[2], fa[3], n0, n1);
                 }
             }
-        }
-        if (half == 0 && t == 0) {
-            s.qn[share][rows + g] = (from_n[0][0] + from_n[0][1]) + (from_n[1][0] + from_n[1][1]);
-            s.qn[share][rows + g + 8] = (from_n[0][2] + from_n[0][3]) + (from_n[1][2] + from_n[1][3]);
-        }
+            float top[2] = {max_nan(m, s.peak[row]), max_nan(m, s.peak[row + 8])};
 #pragma unroll
-        for (int n = 0; n < HN; n++) {
+            for (uint32_t n = 0; n < 8; n++) {
+                if (n / 2 >= tiles + (tiles & 1)) continue; /* one tile beyond the diagonal is read, too */
+                uint32_t column = item * HALF + n * 8 + 2 * t;
+                float rise[2] = {s.rise[column], s.rise[column + 1]};
 #pragma unroll
-            for (int e = 0; e < 4; e++) from_c[0][n][e] += from_c[1][n][e];
-            if (KS > 1 && share == 1) {
-                *(float2 *)&s.part[0][rows + g][half + n * 8 + 2 * t] = make_float2(from_c[0][n][0], from_c[0][n][1]);
-                *(float2 *)&s.part[0][rows + g + 8][half + n * 8 + 2 * t] =
-                    make_float2(from_c[0][n][2], from_c[0][n][3]);
+                for (uint32_t e = 0; e < 2; e++) {
+                    float x[2];
+#pragma unroll
+                    for (uint32_t j = 0; j < 2; j++) {
+                        bool in = column + j <= row + e * 8;
+                        x[j] = in ? score[n][2 * e + j] * a.scale * __expf(rise[j] - top[e]) : 0.0f;
+                        sum[e] += x[j];
+                    }
+                    *(uint32_t *)&s.p[row + e * 8][column] = pack_bf16(x[0], x[1]);
+                }
+            }
+            if (item == (strip < 4 ? 0u : 1u)) { /* the row is complete */
+#pragma unroll
+                for (uint32_t e = 0; e < 2; e++) {
+                    sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], 1);
+                    sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], 2);
+                    uint32_t r = row + e * 8;
+                    float carry = expf(m - top[e]) * a.scale, M = s.b[r] + top[e];
+                    float qn = carry * (from_n[2 * e] + from_n[2 * e + 1]) + sum[e];
+                    if (t == 0) {
+                        if (blockIdx.x == 0 && r < chunk.count && !is_finite(M)) report(a.faults, chunk.row + r, a.fault);
+                        s.carry[r] = carry;
+                        s.inverse[r] = 1.0f / (max_nan(fabsf(qn), expf(-M)) + a.eps);
+                    }
+                }
+            }
+            continue;
+        }
+        uint32_t part = (item - 2) / EACH, which = (item - 2) % EACH;
+        if (band * 32 >= chunk.count) continue;
+        if (which < CUTS) { /* q C */
+            if (which == 0) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+#pragma unroll
+                    for (int n = 0; n < 8; n++) acc[i][n][0] = acc[i][n][1] = acc[i][n][2] = acc[i][n][3] = 0;
+                }
+            }
+            const uint4 *c = (const uint4 *)slot + half * 4 * STEPS * 32 + lane;
+#pragma unroll 2
+            for (uint32_t k = 0; k < STEPS; k++) {
+                uint32_t fa[2][4];
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    load_matrix4(fa[i], shared_address(&s.q[band * 32 + i * 16 + lane % 16][which * KC + k * 16 + lane / 16 * 8]));
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    uint4 fb = c[(n * STEPS + k) * 32];
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        mma_bf16(acc[i][2 * n], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb.x, fb.y);
+                        mma_bf16(acc[i][2 * n + 1], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb.z, fb.w);
+                    }
+                }
+            }
+            continue;
+        }
+        const bf16 *v = (const bf16 *)slot;
+        uint32_t first = band * 32 + g, column = column0 + part * OV + half * 64;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float carry[2] = {s.carry[first + i * 16], s.carry[first + i * 16 + 8]};
+#pragma unroll
+            for (int n = 0; n < 8; n++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) acc[i][n][e] *= carry[e / 2];
             }
         }
+        for (uint32_t k = 0; k < 2 * band + 2; k++) { /* P v, up to the diagonal */
+            uint32_t fa[2][4];
 #pragma unroll
-        for (int k0 = 0; k0 < CHUNK; k0 += 16) {
-            if (k0 > (int)rows || share != 0) continue; /* above the diagonal */
-            uint32_t fa[4];
-            load_matrix4(fa, shared_address(&in.p[rows + lane % 16][k0 + lane / 16 * 8]));
+            for (int i = 0; i < 2; i++)
+                load_matrix4(fa[i], shared_address(&s.p[band * 32 + i * 16 + lane % 16][k * 16 + lane / 16 * 8]));
 #pragma unroll
-            for (int n = 0; n < HN / 2; n++) {
+            for (int n = 0; n < 4; n++) {
                 uint32_t fb[4];
-                load_matrix4_t(fb, shared_address(&in.v[k0 + lane % 16][half + n * 16 + lane / 16 * 8]));
-                mma_bf16(from_v[2 * n], fa[0], fa[1], fa[2], fa[3], fb[0], fb[1]);
-                mma_bf16(from_v[2 * n + 1], fa[0], fa[1], fa[2], fa[3], fb[2], fb[3]);
-            }
-        }
-        __syncthreads(); /* factors, q n and weighted values are there; C was read */
-
+                load_matrix4_t(fb, shared_address(v + (k * 16 + lane % 16) * (OV + 8) + half * 64 + n * 16 + lane / 16 * 8));
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-            uint32_t row = rows + g + e * 8;
-            if (row < chunk.count && share == 0) {
-                float carry = s.carry[row], local = s.local[row];
-                float qn = s.qn[0][row] + (KS > 1 ? s.qn[KS - 1][row] : 0.0f);
-                float sum = carry * qn + local * in.vectors[2][row];
-                float inverse = 1.0f / (max_nan(fabsf(sum), s.floor[row]) + a.eps);
-                bf16 *h = a.h + ((size_t)(chunk.row + row) * a.heads + head) * a.dv;
-#pragma unroll
-                for (int n = 0; n < HN; n++) {
-                    uint32_t col = column + half + n * 8 + 2 * t;
-                    float2 c = make_float2(from_c[0][n][2 * e], from_c[0][n][2 * e + 1]);
-                    if (KS > 1) {
-                        float2 other = *(const float2 *)&s.part[0][row][half + n * 8 + 2 * t];
-                        c.x += other.x, c.y += other.y;
-                    }
-                    float x = (carry * c.x + local * from_v[n][2 * e]) * inverse;
-                    float y = (carry * c.y + local * from_v[n][2 * e + 1]) * inverse;
-                    if (col < a.dv) *(uint32_t *)(h + col) = pack_bf16(x, y);
+                for (int i = 0; i < 2; i++) {
+                    mma_bf16(acc[i][2 * n], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[0], fb[1]);
+                    mma_bf16(acc[i][2 * n + 1], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[2], fb[3]);
                 }
             }
         }
-        position += chunk.count;
-        bool border = a.narrow_state && (position % a.chunk_size == 0 || turn + 1 == run.n_chunks);
-        if (updates) {
 #pragma unroll
-            for (int i = 0; i < MT; i++) {
-#pragma unroll
-                for (int n = 0; n < TV / 8; n++) {
-#pragma unroll
-                    for (int e = 0; e < 4; e++) c[i][n][e] *= forget;
-                }
-            }
-            float added[MT][4] = {};
-#pragma unroll
-            for (int k0 = 0; k0 < CHUNK; k0 += 16) {
-                uint32_t fa[MT][4], fw[2];
-                load_matrix2_t(fw, shared_address(&s.v[k0 + lane % 16][TV]));
-#pragma unroll
-                for (int i = 0; i < MT; i++) {
-                    load_matrix4_t(
-                        fa[i],
-                        shared_address(&in.k[k0 + lane / 16 * 8 + lane % 8][c_row + i * 16 + (lane / 8 & 1) * 8]));
-                    mma_bf16(added[i], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fw[0], fw[1]);
-                }
-#pragma unroll
-                for (int n = 0; n < TV / 16; n++) {
-                    uint32_t fb[4];
-                    load_matrix4_t(fb, shared_address(&s.v[k0 + lane % 16][n * 16 + lane / 16 * 8]));
-#pragma unroll
-                    for (int i = 0; i < MT; i++) {
-                        mma_bf16(c[i][2 * n], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[0], fb[1]);
-                        mma_bf16(c[i][2 * n + 1], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[2], fb[3]);
-                    }
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < MT; i++) {
-#pragma unroll
-                for (int n = 0; n < TV / 8; n++) {
-                    if (border) {
-#pragma unroll
-                        for (int e = 0; e < 4; e++) c[i][n][e] = rounded<bf16>(c[i][n][e]);
-                    }
-                    *(uint32_t *)&s.c[c_row + i * 16 + g][n * 8 + 2 * t] = pack_bf16(c[i][n][0], c[i][n][1]);
-                    *(uint32_t *)&s.c[c_row + i * 16 + g + 8][n * 8 + 2 * t] = pack_bf16(c[i][n][2], c[i][n][3]);
-                }
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    float n = forget * n_row[i][e] + (added[i][2 * e] + added[i][2 * e + 1]);
-                    n_row[i][e] = border ? rounded<bf16>(n) : n;
-                    if (t == 0) *(uint32_t *)&s.c[c_row + i * 16 + g + e * 8][TV] = in_two(n_row[i][e]);
-                }
-            }
-        }
-        m = m_new;
-        __syncthreads(); /* the stage and the factors may be overwritten */
-        if (STAGES == 1 && turn + 1 < run.n_chunks)
-            fetch_stage<DQ, TV, THREADS>(stages[0], a, run.chunk0 + turn + 1, head, column);
-    }
-
-    if (updates) {
-#pragma unroll
-        for (int i = 0; i < MT; i++) {
-#pragma unroll
-            for (int n = 0; n < TV / 8; n++) {
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    uint32_t row = c_row + i * 16 + g + e / 2 * 8, col = column + n * 8 + 2 * t + e % 2;
-                    if (row < a.dq && col < a.dv) {
-                        size_t at = head_at + (size_t)row * a.dv + col;
-                        if (a.narrow_state) put((bf16 *)state + at, c[i][n][e]);
-                        else ((float *)state)[at] = c[i][n][e];
-                    }
-                }
-            }
+        for (int i = 0; i < 2; i++) {
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                uint32_t row = c_row + i * 16 + g + e * 8;
-                if (blockIdx.x == 0 && t == 0 && row < a.dq) run.n_out[a.n_block + head * a.dq + row] = n_row[i][e];
+                uint32_t r = first + i * 16 + e * 8;
+                float inverse = s.inverse[r];
+                bf16 *h = a.h + ((size_t)(chunk.row + r) * a.heads + head) * a.dv;
+#pragma unroll
+                for (int n = 0; n < 8; n += 2) { /* neighbours swap, so that each has four columns of one tile */
+                    uint32_t one = pack_bf16(acc[i][n][2 * e] * inverse, acc[i][n][2 * e + 1] * inverse),
+                             two = pack_bf16(acc[i][n + 1][2 * e] * inverse, acc[i][n + 1][2 * e + 1] * inverse),
+                             got = __shfl_xor_sync(0xffffffffu, t & 1 ? one : two, 1);
+                    uint32_t col = column + (n + (t & 1)) * 8 + t / 2 * 4;
+                    if (r < chunk.count && col < a.dv)
+                        *(uint2 *)(h + col) = t & 1 ? make_uint2(got, two) : make_uint2(one, got);
+                }
             }
         }
     }
-    if (blockIdx.x == 0 && tid == 0) run.m_out[a.m_block + head] = m;
 }
 
 /* ---- choosing --------------------------------------------------------------------------------------------------- */
@@ -446,54 +612,48 @@ __global__ void __launch_bounds__(256 * KS, 1) scan_kernel(const __grid_constant
 struct variant {
     void (*kernel)(const chunk_args);
     size_t bytes;
-    uint32_t tile, threads;
 };
 
-template <int DQ, int TV, int KS> variant scan_variant(size_t limit)
-{
-    size_t two = 2 * sizeof(stage<DQ, TV>) + sizeof(scan_memory<DQ, TV, KS>), one = two - sizeof(stage<DQ, TV>);
-    if (two <= limit) return {scan_kernel<DQ, TV, 2, KS>, two, TV, 256 * KS};
-    if (one <= limit) return {scan_kernel<DQ, TV, 1, KS>, one, TV, 256 * KS};
-    return {nullptr, 0, TV, 256 * KS};
-}
-
-variant scan_for(const cuda_backend *be, bool many)
+variant out_for(const cuda_backend *be)
 {
     uint32_t dq = be->opt.head_qk;
-    size_t limit = be->smem_max;
-    if (dq <= 64) return many ? scan_variant<64, 64, 1>(limit) : scan_variant<64, 32, 2>(limit);
-    if (dq <= 128) return many ? scan_variant<128, 64, 1>(limit) : scan_variant<128, 32, 2>(limit);
-    return many ? scan_variant<256, 64, 1>(limit) : scan_variant<256, 32, 2>(limit);
+    if (dq <= 64) return {out_kernel<64>, sizeof(out_memory<64>)};
+    if (dq <= 128) return {out_kernel<128>, sizeof(out_memory<128>)};
+    return {out_kernel<256>, sizeof(out_memory<256>)};
 }
+variant state_for() { return {state_kernel, STAGES * sizeof(stage)}; }
 
-variant intra_for(const cuda_backend *be)
+/* Tiles of 16 of C, whole tiles of the state kernel. */
+uint32_t values16(const cuda_backend *be) { return (be->opt.head_v + TV - 1) / TV * (TV / 16); }
+uint32_t keys16(const cuda_backend *be) { return (be->opt.head_qk + TQ - 1) / TQ * (TQ / 16); }
+
+/* Pieces whose states are kept at a time. */
+uint32_t window_of(const cuda_backend *be)
 {
-    uint32_t dq = be->opt.head_qk;
-    if (dq <= 64) return {intra_kernel<64>, 2 * CHUNK * (64 + 8) * sizeof(bf16), 0, 128};
-    if (dq <= 128) return {intra_kernel<128>, 2 * CHUNK * (128 + 8) * sizeof(bf16), 0, 128};
-    return {intra_kernel<256>, 2 * CHUNK * (256 + 8) * sizeof(bf16), 0, 128};
+    size_t each = (size_t)be->opt.num_heads * values16(be) * keys16(be) * 512;
+    return (uint32_t)XL_MAX((size_t)4, XL_MIN(WINDOW_BYTES / each, be->max_chunks));
 }
 
 } // namespace
 
-size_t cuda_intra_bytes(const cuda_backend *be)
+size_t cuda_chunk_scratch(const cuda_backend *be)
 {
-    (void)be;
-    return sizeof(intra);
+    size_t heads = be->opt.num_heads;
+    return be->max_chunks * heads * sizeof(piece) + (size_t)window_of(be) * heads * values16(be) * keys16(be) * 512;
 }
 
 bool cuda_chunkwise_fits(const cuda_backend *be)
 {
     const xl_backend_options *o = &be->opt;
     return o->activations == XLSTM_BF16 && o->kernel != XLSTM_F16 && o->head_qk <= 256 && o->head_qk % 8 == 0 &&
-           o->head_v % 8 == 0 && o->chunk_size >= 16 && scan_for(be, false).kernel != nullptr &&
-           scan_for(be, true).kernel != nullptr && intra_for(be).bytes <= be->smem_max;
+           o->head_v % 8 == 0 && o->chunk_size >= 16 && out_for(be).bytes <= be->smem_max &&
+           state_for().bytes <= be->smem_max;
 }
 
 cudaError_t cuda_mlstm_setup(cuda_backend *be)
 {
     if (!cuda_chunkwise_fits(be)) return cudaSuccess;
-    for (variant v : {scan_for(be, false), scan_for(be, true), intra_for(be)}) {
+    for (variant v : {out_for(be), state_for()}) {
         cudaError_t code =
             cudaFuncSetAttribute((const void *)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)v.bytes);
         if (code != cudaSuccess) return code;
@@ -512,11 +672,14 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
     a.gates = (const float *)op->mlstm.gates->data;
     a.runs = be->runs + be->n_step;
     a.chunks = be->chunks;
-    a.between = (intra *)be->intra;
+    a.pieces = (piece *)be->intra;
+    a.states = (uint4 *)(be->intra + be->max_chunks * o->num_heads * sizeof(piece));
     a.heads = o->num_heads;
     a.dq = o->head_qk;
     a.dv = o->head_v;
-    a.chunk_size = o->chunk_size;
+    a.dv16 = values16(be);
+    a.dq16 = keys16(be);
+    a.period = cuda_piece_period(be);
     a.fault = op->mlstm.fault;
     a.c_block = op->mlstm.block * be->c_block;
     a.n_block = (size_t)op->mlstm.block * o->num_heads * o->head_qk;
@@ -527,11 +690,13 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
     a.round_gates = o->kernel == XLSTM_BF16;
     a.narrow_state = o->state == XLSTM_BF16;
     a.faults = be->faults;
-    variant i = intra_for(be);
-    cuda_launch(be, "mlstm intra", i.kernel, dim3(be->n_chunks, a.heads), dim3(i.threads), i.bytes, a);
-    /* narrow tiles fill the chip with one sequence, wide ones do less work twice */
-    uint32_t narrow_tiles = (a.dv + 31) / 32;
-    variant s = scan_for(be, (uint64_t)narrow_tiles * a.heads * be->n_chunked > (uint64_t)be->sms);
-    cuda_launch(be, "mlstm scan", s.kernel, dim3((a.dv + s.tile - 1) / s.tile, a.heads, be->n_chunked), dim3(s.threads),
-                s.bytes, a);
+    cuda_launch(be, "mlstm gates", gates_kernel, dim3(be->n_chunks, (a.heads + 7) / 8), dim3(THREADS), 0, a);
+    variant state = state_for(), out = out_for(be);
+    uint32_t window = window_of(be), tiles = a.dv16 / (TV / 16) * (a.dq16 / (TQ / 16));
+    for (a.first = 0; a.first < be->n_chunks; a.first = a.end) {
+        a.end = XL_MIN(a.first + window, be->n_chunks);
+        cuda_launch(be, "mlstm state", state.kernel, dim3(tiles + 1, a.heads, be->n_chunked), dim3(THREADS), state.bytes, a);
+        cuda_launch(be, "mlstm out", out.kernel, dim3((a.dv + OV * PARTS - 1) / (OV * PARTS), a.heads, a.end - a.first),
+                    dim3(THREADS), out.bytes, a);
+    }
 }

@@ -51,12 +51,13 @@ struct cuda_run {
     uint32_t chunk0, n_chunks; /* its pieces in the chunk table */
 };
 
-/* A piece of a run that ends at a chunk border, at a 64-token border inside the chunk, or with the run. */
+/* A piece of a run: ends at a multiple of CHUNK tokens since the start of the sequence, or with the run; where the state
+ * is rounded at chunk borders, at those, and at multiples of CHUNK inside a chunk. */
 struct cuda_chunk {
     uint32_t row, count;
 };
 
-enum { CHUNK = 64 };      /* most tokens a piece */
+enum { CHUNK = 128, CHUNKED_FROM = 16 }; /* most tokens a piece; tokens of a run from which the chunkwise form is used */
 enum { COUNTERS = 2048 }; /* kernels of a pass that hand out work */
 
 struct cuda_op {
@@ -100,7 +101,7 @@ struct cuda_backend {
     size_t max_chunks;
     uint32_t *counters, *faults, *host_faults; /* counters [COUNTERS], then faults: one clearing */
     uint32_t n_counters;                       /* handed to kernels of this pass */
-    uint8_t *intra;                            /* chunkwise scratch: per chunk and head */
+    uint8_t *intra;                            /* chunkwise scratch */
     size_t intra_bytes;
 
     /* the pass */
@@ -183,6 +184,9 @@ cudaError_t cuda_linear_setup(cuda_backend *be);
 /* cuda_gemm.cu: large products through cublasLt */
 int cuda_gemm_open(cuda_backend *be);
 void cuda_gemm_close(cuda_backend *be);
+/* A stream for work beside large products: it starts after what the backend's stream has, and must be joined. */
+cudaStream_t cuda_gemm_fork(cuda_backend *be);
+void cuda_gemm_join(cuda_backend *be);
 /* A second product with the same x: how far its weights and output lie from the first's, in elements. */
 struct cuda_pair {
     int64_t w, y;
@@ -196,7 +200,12 @@ bool cuda_gemm_run(cuda_backend *be, void *y, xlstm_dtype y_type, size_t ldy, co
 void cuda_run_mlstm(cuda_backend *be, const cuda_op *op);
 cudaError_t cuda_mlstm_setup(cuda_backend *be);
 bool cuda_chunkwise_fits(const cuda_backend *be);
-size_t cuda_intra_bytes(const cuda_backend *be); /* scratch a chunk and head */
+size_t cuda_chunk_scratch(const cuda_backend *be); /* bytes, given max_chunks */
+/* Tokens after which a piece ends. */
+static inline uint32_t cuda_piece_period(const cuda_backend *be)
+{
+    return be->opt.state == XLSTM_BF16 ? be->opt.chunk_size : (uint32_t)CHUNK;
+}
 
 /* cuda_quant.cu */
 bool cuda_quant_supported(xlstm_dtype t);

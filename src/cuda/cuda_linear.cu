@@ -602,8 +602,15 @@ void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows)
             narrow.k = k;
             narrow.act = be->opt.activations;
             narrow.x = x->data;
+            cudaStream_t stream = be->stream;
+            if (be->gemm != nullptr) {
+                be->stream = cuda_gemm_fork(be);
+                be->after_kernel = false;
+            }
             cuda_launch(be, "narrow linear", narrow_for(narrow.act, weights, narrow.groups), dim3((rows + 15) / 16),
                         dim3(NARROW_WARPS * 32), 0, narrow);
+            if (be->gemm != nullptr) be->after_kernel = false;
+            be->stream = stream;
         }
         for (uint32_t i = 0; i < op->n; i++) {
             for (uint32_t j = i + 1; j < op->n && left[i]; j++) {
@@ -611,6 +618,7 @@ void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows)
             }
             if (left[i] && run_large(be, &op->group[i], x, rows)) left[i] = false;
         }
+        if (narrow.n_entries > 0 && be->gemm != nullptr) cuda_gemm_join(be);
     }
     /* the rest by format; float32 entries ride along with the first other format */
     while (true) {
