@@ -39,6 +39,7 @@ struct chunk_args {
     uint4 *states; /* [chunk - first][head][dv / 16][dq / 16][lane]: operands of q C, see state_kernel */
     uint32_t heads, dq, dv, dv16, dq16, chunk_size, period, fault;
     uint32_t first, end; /* pieces of this turn */
+    uint32_t parts;      /* of 128 value columns a block of `out` does */
     size_t c_block, n_block, m_block;
     float cap, eps, scale;
     bool round_gates, narrow_state;
@@ -163,7 +164,7 @@ struct walk {
             return;
         }
         done += size;
-        inside = (inside + size) % period;
+        inside = inside + size < period ? inside + size : 0;
         index++;
         cut();
     }
@@ -302,7 +303,7 @@ __global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant
 #pragma unroll
         for (int i = 0; i < HALF * TV / 8 / THREADS; i++) {
             uint32_t row = (tid + i * THREADS) / (TV / 8), at = tid % (TV / 8) * 8;
-            float v[8], weight = expf(total + s.rise[row] - m);
+            float v[8], weight = __expf(total + s.rise[row] - m);
             load8(v, &s.v[row][at]);
 #pragma unroll
             for (int j = 0; j < 8; j++) v[j] *= weight;
@@ -400,7 +401,7 @@ __global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant
 
 /* ---- out -------------------------------------------------------------------------------------------------------- */
 
-constexpr int OV = 128, PARTS = 2; /* value columns taken at once, and how often a block does */
+constexpr uint32_t OV = 128; /* value columns taken at once */
 
 template <int DQ> struct out_memory {
     static constexpr int KC = DQ < 128 ? DQ : 128; /* keys' channels of C in a slot */
@@ -412,7 +413,7 @@ template <int DQ> struct out_memory {
     bf16 n[2][256];
 };
 
-/* A block has a piece, a head and 256 value columns. Through three slots in turn go: keys, in two halves, which give P;
+/* A block has a piece, a head and `parts` times 128 value columns. Through three slots in turn go: keys, in two halves, which give P;
  * then, for each 128 columns, C in halves of its key channels, and values. */
 template <int DQ> __global__ void __launch_bounds__(THREADS, 1) out_kernel(const __grid_constant__ chunk_args a)
 {
@@ -421,11 +422,11 @@ template <int DQ> __global__ void __launch_bounds__(THREADS, 1) out_kernel(const
     constexpr uint32_t KC = shared::KC, CUTS = DQ / KC, STEPS = KC / 16, EACH = CUTS + 1;
     shared &s = *(shared *)memory;
     uint32_t tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4, head = blockIdx.y;
-    uint32_t index = a.first + blockIdx.z, column0 = blockIdx.x * OV * PARTS;
+    uint32_t index = a.first + blockIdx.z, column0 = blockIdx.x * OV * a.parts;
     const cuda_chunk chunk = a.chunks[index];
     const piece *p = a.pieces + (size_t)index * a.heads + head;
     const uint4 *state = a.states + ((size_t)blockIdx.z * a.heads + head) * a.dv16 * a.dq16 * 32;
-    uint32_t parts = min((uint32_t)PARTS, (a.dv - column0 + OV - 1) / OV), items = 2 + parts * EACH;
+    uint32_t parts = min(a.parts, (a.dv - column0 + OV - 1) / OV), items = 2 + parts * EACH;
     size_t token = (size_t)chunk.row * a.heads + head;
     pdl_go();
     pdl_wait();
@@ -634,6 +635,19 @@ uint32_t window_of(const cuda_backend *be)
     return (uint32_t)XL_MAX((size_t)4, XL_MIN(WINDOW_BYTES / each, be->max_chunks));
 }
 
+/* How wide a block of `out` is: scores cost it as much as 64 columns and are done again by each, but the chip should be
+ * busy to the end. */
+uint32_t parts_for(const cuda_backend *be, uint32_t pieces)
+{
+    uint32_t best = 1, cost = UINT32_MAX;
+    for (uint32_t parts = 1; parts <= 4; parts *= 2) {
+        uint32_t blocks = (be->opt.head_v + OV * parts - 1) / (OV * parts) * be->opt.num_heads * pieces;
+        uint32_t each = (blocks + (uint32_t)be->sms - 1) / (uint32_t)be->sms * (1 + 2 * parts);
+        if (each < cost) best = parts, cost = each;
+    }
+    return best;
+}
+
 } // namespace
 
 size_t cuda_chunk_scratch(const cuda_backend *be)
@@ -696,7 +710,8 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
     for (a.first = 0; a.first < be->n_chunks; a.first = a.end) {
         a.end = XL_MIN(a.first + window, be->n_chunks);
         cuda_launch(be, "mlstm state", state.kernel, dim3(tiles + 1, a.heads, be->n_chunked), dim3(THREADS), state.bytes, a);
-        cuda_launch(be, "mlstm out", out.kernel, dim3((a.dv + OV * PARTS - 1) / (OV * PARTS), a.heads, a.end - a.first),
+        a.parts = parts_for(be, a.end - a.first);
+        cuda_launch(be, "mlstm out", out.kernel, dim3((a.dv + OV * a.parts - 1) / (OV * a.parts), a.heads, a.end - a.first),
                     dim3(THREADS), out.bytes, a);
     }
 }

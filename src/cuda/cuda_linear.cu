@@ -12,7 +12,7 @@ namespace
 
 constexpr int THREADS = LINEAR_THREADS, WARPS = LINEAR_WARPS, STEP = LINEAR_STEP, MAX_COLUMNS = 32;
 constexpr uint32_t BLOCKS = 2;       /* a multiprocessor */
-constexpr uint32_t PREFETCH = 4096; /* bytes of a row, see prefetch_tile */
+constexpr uint32_t PREFETCH = 4096; /* bytes of a weight row */
 
 struct linear_args {
     linear_entry e[8];
@@ -21,6 +21,7 @@ struct linear_args {
     uint32_t stages;                                     /* slots of a warp's ring: 4, or 2 */
     uint32_t *counter; /* hands out tiles after the first of each block; NULL: every gridDim-th, for small k */
     uint32_t row0;     /* first row of x and of the outputs */
+    uint32_t prefetch; /* bytes of a row, see prefetch_tile */
     xlstm_dtype act;
     const void *x;
 };
@@ -204,8 +205,8 @@ __device__ __forceinline__ void prefetch_tile(const linear_args &a, uint32_t lan
 {
     const linear_entry &e = entry_of(a, blockIdx.x);
     uint32_t row = (blockIdx.x - e.tile0) * 16 + lane, from = a.stages * WARPS * 128, bytes = (uint32_t)e.pitch * 2;
-    if (e.format == XLSTM_F32 || row >= e.n || from >= bytes) return;
-    prefetch_bytes(e.w + (size_t)row * bytes + from, min(bytes - from, PREFETCH));
+    if (e.format == XLSTM_F32 || row >= e.n || from >= bytes || a.prefetch == 0) return;
+    prefetch_bytes(e.w + (size_t)row * bytes + from, min(bytes - from, a.prefetch));
 }
 
 /* Blocks are handed tiles of 16 weight rows; the warps of a block share a tile's columns and add up at its end. Each
@@ -458,6 +459,7 @@ void launch_few(cuda_backend *be, const cuda_op *op, const uint32_t *chosen, uin
     a.x_bytes = rows * a.parts * a.x_pitch * 2;
     a.act = be->opt.activations;
     a.x = op->x->data;
+    a.prefetch = PREFETCH;
     uint32_t nt = tiles_for(rows * a.parts);
     linear_fn kernel = nt == 1 ? kernel_for<1>(main) : nt == 2 ? kernel_for<2>(main) : kernel_for<4>(main);
     /* handing out tiles needs a ring no longer than what a warp has of a tile */
