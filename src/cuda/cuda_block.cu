@@ -309,9 +309,10 @@ __device__ __forceinline__ void consume(float acc[NT][2], const uint8_t *slot, c
     }
 }
 
-/* acc[8 rows][4] += a step of float32 weights (gates) from its slot; x[i]: values of this lane's row as stored */
+/* acc[8 rows][part of x][4] += a step of float32 weights (gates) from its slot; x[i]: values of this lane's row as
+ * stored */
 template <int RT>
-__device__ __forceinline__ void consume_float(float acc[RT][4], const uint8_t *slot, const stored8 x[RT], xlstm_dtype act,
+__device__ __forceinline__ void consume_float(float acc[RT][3][4], const uint8_t *slot, const stored8 x[RT], xlstm_dtype act,
                                               uint32_t lane)
 {
     const uint8_t *mine = slot + lane * 16;
@@ -331,8 +332,8 @@ __device__ __forceinline__ void consume_float(float acc[RT][4], const uint8_t *s
             if (q > 0 && act == XLSTM_BF16) continue; /* they are one part */
 #pragma unroll
             for (int p = 2; p >= 0; p--) {
-                mma_bf16(acc[i], lo[p][0], hi[p][0], lo[p][1], hi[p][1], f[q][0], f[q][1]);
-                mma_bf16(acc[i], lo[p][2], hi[p][2], lo[p][3], hi[p][3], f[q][2], f[q][3]);
+                mma_bf16(acc[i][q], lo[p][0], hi[p][0], lo[p][1], hi[p][1], f[q][0], f[q][1]);
+                mma_bf16(acc[i][q], lo[p][2], hi[p][2], lo[p][3], hi[p][3], f[q][2], f[q][3]);
             }
         }
     }
@@ -479,7 +480,7 @@ __global__ void __launch_bounds__(LINEAR_THREADS, 2) block_kernel(const __grid_c
                 mine[(g + 8) * RED + nt * 4 + t] = acc[nt][1];
             }
         } else {
-            float acc[RT][4] = {};
+            float acc[RT][3][4] = {};
             stored8 x[RT], next[RT];
             size_t at[RT];
 #pragma unroll
@@ -503,8 +504,11 @@ __global__ void __launch_bounds__(LINEAR_THREADS, 2) block_kernel(const __grid_c
             }
 #pragma unroll
             for (int i = 0; i < (int)RT; i++) {
-                *(float2 *)(mine + g * RED + i * 8 + 2 * t) = make_float2(acc[i][0], acc[i][1]);
-                *(float2 *)(mine + (g + 8) * RED + i * 8 + 2 * t) = make_float2(acc[i][2], acc[i][3]);
+                float sum[4];
+#pragma unroll
+                for (int e = 0; e < 4; e++) sum[e] = (acc[i][2][e] + acc[i][1][e]) + acc[i][0][e];
+                *(float2 *)(mine + g * RED + i * 8 + 2 * t) = make_float2(sum[0], sum[1]);
+                *(float2 *)(mine + (g + 8) * RED + i * 8 + 2 * t) = make_float2(sum[2], sum[3]);
             }
         }
         if (threadIdx.x == 0) handed[turn] = fetched;

@@ -1,7 +1,7 @@
 /*
  * cuda_chunk.cu — the chunkwise form of the mLSTM cell on tensor cores, for bfloat16 activations. Pieces of up to 128
  * tokens, in three kernels:
- *   gates  a warp a piece and head: sums of log forget gates, and what the input gates stand against them;
+ *   gates  all pieces at once: sums of log forget gates, what the input gates stand against them, and what n gains;
  *   state  a block a run, head and tile of C (128 rows of keys, 64 value columns) walks the pieces with its tile in
  *          registers (float32) and leaves C as bfloat16, and n and m, as they are at the start of each piece. This is all
  *          that is serial;
@@ -16,8 +16,9 @@
 namespace
 {
 
-constexpr int THREADS = 256, HALF = 64;      /* tokens state takes at once */
-constexpr size_t WINDOW_BYTES = 64u << 20;   /* of states between the two kernels; a longer pass goes through them in turns */
+constexpr int THREADS = 256, HALF = 64;    /* tokens state takes at once */
+constexpr size_t WINDOW_BYTES = 34u << 20; /* states between the two kernels: what a large cache holds; a longer pass goes
+                                              through both in turns */
 
 /* What is known of a piece and head besides C. */
 struct piece {
@@ -26,6 +27,7 @@ struct piece {
     float peak[CHUNK]; /* maximum of rise up to and including the token */
     float total, most; /* the last of b and of peak */
     float m, m_after;  /* at the start and at the end; by state */
+    float gain[256];   /* sum of keys times exp(rise - most) */
     bf16 n[2][256];    /* at the start, in two parts; by state */
 };
 
@@ -50,10 +52,10 @@ __device__ __forceinline__ float max_nan(float a, float b) { return a > b || a !
 
 /* Starts copying rows [ROWS][W] of [..][stride] from `from`; rows >= count and columns >= width become zero. A thread
  * keeps its column and goes down the rows. */
-template <int ROWS, int W, int PITCH>
+template <int ROWS, int W, int PITCH, int N = THREADS>
 __device__ __forceinline__ void fetch_rows(bf16 *to, const bf16 *from, size_t stride, uint32_t count, uint32_t width)
 {
-    constexpr uint32_t PIECES = W / 8, DOWN = THREADS / PIECES, TRIPS = ROWS / DOWN;
+    constexpr uint32_t PIECES = W / 8, DOWN = N / PIECES, TRIPS = ROWS / DOWN;
     static_assert(ROWS % DOWN == 0);
     uint32_t row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
     uint32_t there = column < width ? count : 0, at = shared_address(to + row * PITCH + column);
@@ -70,67 +72,95 @@ __device__ __forceinline__ void fetch_rows(bf16 *to, const bf16 *from, size_t st
 
 /* ---- gates ------------------------------------------------------------------------------------------------------ */
 
-/* A warp a head; a lane has four tokens side by side. */
+/* A block a piece and head. The gates are one warp's, a lane with four tokens side by side; of the keys, a warp has 16
+ * tokens, a lane 8 columns. */
 __global__ void __launch_bounds__(THREADS) gates_kernel(const __grid_constant__ chunk_args a)
 {
-    constexpr int PER = CHUNK / 32;
-    uint32_t head = blockIdx.y * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    constexpr int PER = CHUNK / 32, WARPS = THREADS / 32, TOKENS = CHUNK / WARPS;
+    __shared__ float shared_rise[CHUNK], shared_most, part[WARPS][256];
+    uint32_t head = blockIdx.y, tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
     const cuda_chunk chunk = a.chunks[blockIdx.x];
+    piece *out = a.pieces + (size_t)blockIdx.x * a.heads + head;
     pdl_go();
     pdl_wait();
-    if (head >= a.heads) return;
-    piece *out = a.pieces + (size_t)blockIdx.x * a.heads + head;
-    float ig[PER], b[PER], rise[PER], peak[PER];
+    uint4 key[TOKENS];
 #pragma unroll
-    for (int j = 0; j < PER; j++) {
-        uint32_t row = PER * lane + j;
-        ig[j] = -INFINITY, b[j] = INFINITY;
-        if (row < chunk.count) {
-            const float *gates = a.gates + (size_t)(chunk.row + row) * 2 * a.heads + head;
-            ig[j] = gates[0], b[j] = gates[a.heads];
+    for (int j = 0; j < TOKENS; j++) {
+        uint32_t token = warp * TOKENS + j;
+        key[j] = make_uint4(0, 0, 0, 0);
+        if (token < chunk.count && lane * 8 < a.dq)
+            key[j] = *(const uint4 *)(a.k + ((size_t)(chunk.row + token) * a.heads + head) * a.dq + lane * 8);
+    }
+    if (warp == 0) {
+        float ig[PER], b[PER], rise[PER], peak[PER];
+#pragma unroll
+        for (int j = 0; j < PER; j++) {
+            uint32_t row = PER * lane + j;
+            ig[j] = -INFINITY, b[j] = 0;
+            if (row < chunk.count) {
+                const float *gates = a.gates + (size_t)(chunk.row + row) * 2 * a.heads + head;
+                ig[j] = gates[0], b[j] = gates[a.heads];
+            }
         }
-    }
-    float sum = 0, most = -INFINITY;
+        float sum = 0;
 #pragma unroll
-    for (int j = 0; j < PER; j++) {
-        uint32_t row = PER * lane + j;
-        if (row < chunk.count) {
-            float i = soft_cap(ig[j], a.cap), f = soft_cap(b[j], a.cap);
-            if (a.round_gates) i = rounded<bf16>(i), f = rounded<bf16>(f);
-            float lf = log_sigmoid(f);
-            if (!is_finite(i) || !is_finite(lf)) report(a.faults, chunk.row + row, a.fault);
-            ig[j] = i;
-            sum += lf;
+        for (int j = 0; j < PER; j++) {
+            uint32_t row = PER * lane + j;
+            if (row < chunk.count) {
+                float i = soft_cap(ig[j], a.cap), f = soft_cap(b[j], a.cap);
+                if (a.round_gates) i = rounded<bf16>(i), f = rounded<bf16>(f);
+                float lf = log_sigmoid(f);
+                if (!is_finite(i) || !is_finite(lf)) report(a.faults, chunk.row + row, a.fault);
+                ig[j] = i;
+                sum += lf;
+            }
+            b[j] = sum;
         }
-        b[j] = sum;
-    }
-    float before = sum;
-    for (int o = 1; o < 32; o <<= 1) {
-        float other = __shfl_up_sync(0xffffffffu, before, o);
-        if ((int)lane >= o) before += other;
-    }
-    before = __shfl_up_sync(0xffffffffu, before, 1);
-    if (lane == 0) before = 0;
+        float before = sum;
+        for (int o = 1; o < 32; o <<= 1) {
+            float other = __shfl_up_sync(0xffffffffu, before, o);
+            if ((int)lane >= o) before += other;
+        }
+        before = __shfl_up_sync(0xffffffffu, before, 1);
+        if (lane == 0) before = 0;
+        float most = 0;
 #pragma unroll
-    for (int j = 0; j < PER; j++) {
-        b[j] += before;
-        rise[j] = ig[j] - b[j];
-        most = j == 0 ? rise[0] : max_nan(most, rise[j]);
-        peak[j] = most;
-    }
-    for (int o = 1; o < 32; o <<= 1) {
-        float other = __shfl_up_sync(0xffffffffu, most, o);
-        if ((int)lane >= o) most = max_nan(most, other);
-    }
-    float above = __shfl_up_sync(0xffffffffu, most, 1);
+        for (int j = 0; j < PER; j++) {
+            b[j] += before;
+            rise[j] = ig[j] - b[j];
+            most = j == 0 ? rise[0] : max_nan(most, rise[j]);
+            peak[j] = most;
+        }
+        for (int o = 1; o < 32; o <<= 1) {
+            float other = __shfl_up_sync(0xffffffffu, most, o);
+            if ((int)lane >= o) most = max_nan(most, other);
+        }
+        float above = __shfl_up_sync(0xffffffffu, most, 1);
 #pragma unroll
-    for (int j = 0; j < PER; j++) {
-        if (lane > 0) peak[j] = max_nan(above, peak[j]);
+        for (int j = 0; j < PER; j++) {
+            if (lane > 0) peak[j] = max_nan(above, peak[j]);
+        }
+        *(float4 *)(out->b + PER * lane) = make_float4(b[0], b[1], b[2], b[3]);
+        *(float4 *)(out->rise + PER * lane) = make_float4(rise[0], rise[1], rise[2], rise[3]);
+        *(float4 *)(out->peak + PER * lane) = make_float4(peak[0], peak[1], peak[2], peak[3]);
+        *(float4 *)(shared_rise + PER * lane) = make_float4(rise[0], rise[1], rise[2], rise[3]);
+        if (lane == 31) out->total = b[PER - 1], out->most = shared_most = most;
     }
-    *(float4 *)(out->b + PER * lane) = make_float4(b[0], b[1], b[2], b[3]);
-    *(float4 *)(out->rise + PER * lane) = make_float4(rise[0], rise[1], rise[2], rise[3]);
-    *(float4 *)(out->peak + PER * lane) = make_float4(peak[0], peak[1], peak[2], peak[3]);
-    if (lane == 31) out->total = b[PER - 1], out->most = most;
+    __syncthreads();
+    float sum[8] = {};
+#pragma unroll
+    for (int j = 0; j < TOKENS; j++) {
+        float v[8], weight = expf(shared_rise[warp * TOKENS + j] - shared_most);
+        unpack_bf16(v, key[j].x), unpack_bf16(v + 2, key[j].y), unpack_bf16(v + 4, key[j].z), unpack_bf16(v + 6, key[j].w);
+#pragma unroll
+        for (int e = 0; e < 8; e++) sum[e] += weight * v[e];
+    }
+    store8(&part[warp][lane * 8], sum);
+    __syncthreads();
+    float all = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) all += part[i][tid];
+    out->gain[tid] = all;
 }
 
 /* ---- state ------------------------------------------------------------------------------------------------------ */
@@ -140,6 +170,7 @@ constexpr int TQ = 128, TV = 64, STAGES = 4;
 struct stage {
     bf16 k[HALF][TQ + 8], v[HALF][TV + 8];
     float rise[HALF], total, most, unused[2];
+    bf16 weight[HALF]; /* of the tokens in the next state */
 };
 
 /* Goes through the halves of a run's pieces of this turn, cut as fill_table cuts them. */
@@ -155,7 +186,6 @@ struct walk {
     __device__ __forceinline__ bool last_half() const { return (half + 1) * HALF >= size; }
     /* C is rounded to the state's format after this piece; where `inside` counts in chunks */
     __device__ __forceinline__ bool border() const { return inside + size == period || done + size == count; }
-    __device__ __forceinline__ uint32_t row() const { return done + half * HALF; }
     __device__ __forceinline__ uint32_t rows() const { return min((uint32_t)HALF, size - half * HALF); }
     __device__ __forceinline__ void next()
     {
@@ -182,74 +212,46 @@ __device__ __forceinline__ walk walk_of(const chunk_args &a, const cuda_run &run
     return w;
 }
 
-__device__ __forceinline__ void fetch_stage(stage &s, const chunk_args &a, const cuda_run &run, const walk &w,
-                                            uint32_t head, uint32_t row, uint32_t column)
+/* n and m of a head, a thread a key channel. */
+__device__ void walk_n(const chunk_args &a, const cuda_run &run, uint32_t head)
 {
-    size_t at = (size_t)(run.row + w.row()) * a.heads + head;
-    fetch_rows<HALF, TQ, TQ + 8>(&s.k[0][0], a.k + at * a.dq + row, (size_t)a.heads * a.dq, w.rows(), a.dq - row);
-    fetch_rows<HALF, TV, TV + 8>(&s.v[0][0], a.v + at * a.dv + column, (size_t)a.heads * a.dv, w.rows(), a.dv - column);
-    const piece *p = a.pieces + (size_t)w.index * a.heads + head;
-    if (threadIdx.x < HALF / 4)
-        copy_async16(shared_address(s.rise + threadIdx.x * 4), p->rise + w.half * HALF + threadIdx.x * 4, true);
-    if (threadIdx.x == HALF / 4) copy_async16(shared_address(&s.total), &p->total, true);
-}
-
-/* n and m of a head: a warp has every eighth token, a lane 8 columns. n is exact but for float32 sums. */
-__device__ void walk_n(const chunk_args &a, const cuda_run &run, uint32_t head, float *part)
-{
-    constexpr int AT_ONCE = 8;
-    uint32_t tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
+    uint32_t tid = threadIdx.x;
     walk w = walk_of(a, run);
     bool fresh = w.index == run.chunk0;
     size_t n_at = a.n_block + (size_t)head * a.dq + tid, m_at = a.m_block + head;
     pdl_wait();
     if (!w.there()) return;
     float n = tid < a.dq ? (fresh ? run.n_in[n_at] : run.n_out[n_at]) : 0.0f;
-    float m = fresh ? run.m_in[m_at] : a.pieces[(size_t)(w.index - 1) * a.heads + head].m_after;
+    piece *p = a.pieces + (size_t)w.index * a.heads + head;
+    float m = fresh ? run.m_in[m_at] : (p - a.heads)->m_after;
+    float total = p->total, most = p->most, gain = p->gain[tid];
     while (w.there()) { /* whole pieces */
-        piece *p = a.pieces + (size_t)w.index * a.heads + head;
-        const bf16 *k = a.k + ((size_t)(run.row + w.done) * a.heads + head) * a.dq + lane * 8;
-        float total = p->total, m_new = max_nan(total + m, total + p->most), forget = expf(total + m - m_new);
-        float sum[8] = {};
-        for (uint32_t first = warp; first < w.size; first += AT_ONCE * (THREADS / 32)) {
-            uint4 u[AT_ONCE];
-            float rise[AT_ONCE];
-#pragma unroll
-            for (int j = 0; j < AT_ONCE; j++) {
-                uint32_t t = first + j * (THREADS / 32);
-                u[j] = make_uint4(0, 0, 0, 0);
-                rise[j] = -INFINITY;
-                if (t < w.size) {
-                    rise[j] = p->rise[t];
-                    if (lane * 8 < a.dq) u[j] = *(const uint4 *)(k + (size_t)t * a.heads * a.dq);
-                }
-            }
-#pragma unroll
-            for (int j = 0; j < AT_ONCE; j++) {
-                float v[8], weight = expf(total + rise[j] - m_new);
-                unpack_bf16(v, u[j].x), unpack_bf16(v + 2, u[j].y), unpack_bf16(v + 4, u[j].z), unpack_bf16(v + 6, u[j].w);
-#pragma unroll
-                for (int e = 0; e < 8; e++) sum[e] += weight * v[e];
-            }
-        }
-        store8(part + warp * 256 + lane * 8, sum);
-        float head_n = rounded<bf16>(n);
+        bool border = w.border();
+        uint32_t index = w.index;
+        while (w.index == index) w.next();
+        piece *following = p + a.heads;
+        float next_total = 0, next_most = 0, next_gain = 0;
+        if (w.there()) next_total = following->total, next_most = following->most, next_gain = following->gain[tid];
+        float head_n = rounded<bf16>(n), m_new = max_nan(total + m, total + most);
         put(&p->n[0][tid], head_n);
         put(&p->n[1][tid], n - head_n);
         if (tid == 0) p->m = m, p->m_after = m_new;
-        __syncthreads();
-        float all = 0;
-#pragma unroll
-        for (int i = 0; i < THREADS / 32; i++) all += part[i * 256 + tid];
-        n = forget * n + all;
-        if (a.narrow_state && w.border()) n = rounded<bf16>(n);
+        n = expf(total + m - m_new) * n + expf(total + most - m_new) * gain;
+        if (a.narrow_state && border) n = rounded<bf16>(n);
         m = m_new;
-        __syncthreads();
-        uint32_t index = w.index;
-        while (w.index == index) w.next();
+        p = following, total = next_total, most = next_most, gain = next_gain;
     }
     if (tid < a.dq) run.n_out[n_at] = n;
     if (tid == 0) run.m_out[m_at] = m;
+}
+
+__device__ __forceinline__ uint32_t times(uint32_t a, uint32_t b)
+{
+    __nv_bfloat162 x, y;
+    memcpy(&x, &a, 4), memcpy(&y, &b, 4);
+    x = __hmul2(x, y);
+    memcpy(&a, &x, 4);
+    return a;
 }
 
 /* The last block of a head does n and m. C is kept with values as rows and keys as columns, so that two neighbours in a
@@ -262,7 +264,7 @@ __global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant
     const cuda_run run = a.runs[blockIdx.z];
     pdl_go();
     if (blockIdx.x == gridDim.x - 1) {
-        walk_n(a, run, head, (float *)memory);
+        walk_n(a, run, head);
         return;
     }
     uint32_t across = (a.dq + TQ - 1) / TQ, row0 = blockIdx.x % across * TQ, column0 = blockIdx.x / across * TV;
@@ -292,7 +294,7 @@ __global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant
     float m = fresh ? run.m_in[a.m_block + head] : a.pieces[(size_t)(now.index - 1) * a.heads + head].m_after;
     float forget = 1;
 
-    /* values of a half times their weight in the next state, in place */
+    /* the weights of a half's tokens in the next state */
     auto weigh = [&](stage &s, const walk &w) {
         float total = s.total;
         if (w.half == 0) {
@@ -300,19 +302,22 @@ __global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant
             forget = expf(total + m - m_new);
             m = m_new;
         }
-#pragma unroll
-        for (int i = 0; i < HALF * TV / 8 / THREADS; i++) {
-            uint32_t row = (tid + i * THREADS) / (TV / 8), at = tid % (TV / 8) * 8;
-            float v[8], weight = __expf(total + s.rise[row] - m);
-            load8(v, &s.v[row][at]);
-#pragma unroll
-            for (int j = 0; j < 8; j++) v[j] *= weight;
-            store8(&s.v[row][at], v);
-        }
+        if (tid < HALF) put(&s.weight[tid], __expf(total + s.rise[tid] - m));
     };
+    /* this thread's part of the rows to come */
+    size_t first = (size_t)(run.row + now.done) * a.heads + head, key_step = (size_t)a.heads * a.dq,
+           value_step = (size_t)a.heads * a.dv;
+    const bf16 *keys = a.k + first * a.dq + row0, *values = a.v + first * a.dv + column0;
     auto fetch = [&](uint32_t slot) {
         if (ahead.there()) {
-            fetch_stage(stages[slot], a, run, ahead, head, row0, column0);
+            stage &s = stages[slot];
+            uint32_t rows = ahead.rows();
+            fetch_rows<HALF, TQ, TQ + 8>(&s.k[0][0], keys, key_step, rows, a.dq - row0);
+            fetch_rows<HALF, TV, TV + 8>(&s.v[0][0], values, value_step, rows, a.dv - column0);
+            const piece *p = a.pieces + (size_t)ahead.index * a.heads + head;
+            if (tid < HALF / 4) copy_async16(shared_address(s.rise + tid * 4), p->rise + ahead.half * HALF + tid * 4, true);
+            if (tid == HALF / 4) copy_async16(shared_address(&s.total), &p->total, true);
+            keys += rows * key_step, values += rows * value_step;
             ahead.next();
         }
         copy_async_commit();
@@ -326,7 +331,7 @@ __global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant
     uint4 *left = a.states + ((size_t)(now.index - a.first) * a.heads + head) * a.dv16 * a.dq16 * 32;
     for (uint32_t turn = 0; now.there(); turn++, now.next()) {
         copy_async_wait<STAGES - 3>();
-        __syncthreads(); /* the half before is read, this one weighted, the next one there */
+        __syncthreads(); /* the half before is read, this one's weights and the next one are there */
         fetch((turn + STAGES - 1) % STAGES);
         float keep = forget;
         if (next.there()) {
@@ -358,9 +363,13 @@ __global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant
 #pragma unroll
         for (int k0 = 0; k0 < HALF; k0 += 16) {
             uint32_t fa[2][4], fb[2][4];
+            uint32_t w0 = *(const uint32_t *)&s.weight[k0 + 2 * t], w1 = *(const uint32_t *)&s.weight[k0 + 8 + 2 * t];
 #pragma unroll
-            for (int i = 0; i < 2; i++)
+            for (int i = 0; i < 2; i++) {
                 load_matrix4_t(fa[i], shared_address(&s.v[k0 + lane / 16 * 8 + lane % 8][value0 + i * 16 + (lane / 8 & 1) * 8]));
+                fa[i][0] = times(fa[i][0], w0), fa[i][1] = times(fa[i][1], w0);
+                fa[i][2] = times(fa[i][2], w1), fa[i][3] = times(fa[i][3], w1);
+            }
 #pragma unroll
             for (int n = 0; n < 2; n++)
                 load_matrix4_t(fb[n], shared_address(&s.k[k0 + lane % 16][key0 + n * 16 + lane / 16 * 8]));
@@ -401,7 +410,8 @@ __global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant
 
 /* ---- out -------------------------------------------------------------------------------------------------------- */
 
-constexpr uint32_t OV = 128; /* value columns taken at once */
+constexpr uint32_t OV = 128;      /* value columns taken at once */
+constexpr int OUT_THREADS = 512;
 
 template <int DQ> struct out_memory {
     static constexpr int KC = DQ < 128 ? DQ : 128; /* keys' channels of C in a slot */
@@ -409,13 +419,13 @@ template <int DQ> struct out_memory {
                             V = CHUNK * (OV + 8) * sizeof(bf16), SLOT = K > C ? (K > V ? K : V) : C > V ? C : V;
     bf16 q[CHUNK][DQ + 8], p[CHUNK][CHUNK + 8];
     alignas(128) uint8_t slots[3][SLOT];
-    float b[CHUNK], rise[CHUNK], peak[CHUNK], carry[CHUNK], inverse[CHUNK];
+    float b[CHUNK], rise[CHUNK], peak[CHUNK], sum[2][CHUNK], qn[CHUNK], carry[CHUNK], inverse[CHUNK];
     bf16 n[2][256];
 };
 
-/* A block has a piece, a head and `parts` times 128 value columns. Through three slots in turn go: keys, in two halves, which give P;
- * then, for each 128 columns, C in halves of its key channels, and values. */
-template <int DQ> __global__ void __launch_bounds__(THREADS, 1) out_kernel(const __grid_constant__ chunk_args a)
+/* A block has a piece, a head and `parts` times 128 value columns. Through three slots in turn go: keys, in two halves,
+ * which give P; then, for each 128 columns, C in halves of its key channels, and values. */
+template <int DQ> __global__ void __launch_bounds__(OUT_THREADS, 1) out_kernel(const __grid_constant__ chunk_args a)
 {
     extern __shared__ __align__(128) uint8_t memory[];
     typedef out_memory<DQ> shared;
@@ -435,39 +445,39 @@ template <int DQ> __global__ void __launch_bounds__(THREADS, 1) out_kernel(const
         uint8_t *slot = s.slots[item % 3];
         if (item < 2) {
             uint32_t count = chunk.count > item * HALF ? chunk.count - item * HALF : 0;
-            fetch_rows<HALF, DQ, DQ + 8>((bf16 *)slot, a.k + (token + (size_t)item * HALF * a.heads) * a.dq,
-                                         (size_t)a.heads * a.dq, min(count, (uint32_t)HALF), a.dq);
+            fetch_rows<HALF, DQ, DQ + 8, OUT_THREADS>((bf16 *)slot, a.k + (token + (size_t)item * HALF * a.heads) * a.dq,
+                                                      (size_t)a.heads * a.dq, min(count, (uint32_t)HALF), a.dq);
         } else if (item < items) {
             uint32_t part = (item - 2) / EACH, which = (item - 2) % EACH, column = column0 + part * OV;
             if (which < CUTS) {
 #pragma unroll
-                for (uint32_t i = 0; i < OV / 16 * STEPS * 32 / THREADS; i++) {
-                    uint32_t at = tid + i * THREADS, v16 = at / (STEPS * 32), rest = at % (STEPS * 32);
-                    uint32_t from = column / 16 + v16;
+                for (uint32_t i = 0; i < OV / 16 * STEPS * 32 / OUT_THREADS; i++) {
+                    uint32_t at = tid + i * OUT_THREADS, from = column / 16 + at / (STEPS * 32), rest = at % (STEPS * 32);
                     bool there = from < a.dv16;
                     copy_async16(shared_address(slot + at * 16),
                                  state + ((size_t)(there ? from : 0) * a.dq16 + which * STEPS) * 32 + rest, there);
                 }
             } else {
-                fetch_rows<CHUNK, OV, OV + 8>((bf16 *)slot, a.v + token * a.dv + column, (size_t)a.heads * a.dv, chunk.count,
-                                              a.dv - column);
+                fetch_rows<CHUNK, OV, OV + 8, OUT_THREADS>((bf16 *)slot, a.v + token * a.dv + column,
+                                                           (size_t)a.heads * a.dv, chunk.count, a.dv - column);
             }
         }
         copy_async_commit();
     };
 
-    fetch_rows<CHUNK, DQ, DQ + 8>(&s.q[0][0], a.q + token * a.dq, (size_t)a.heads * a.dq, chunk.count, a.dq);
+    fetch_rows<CHUNK, DQ, DQ + 8, OUT_THREADS>(&s.q[0][0], a.q + token * a.dq, (size_t)a.heads * a.dq, chunk.count, a.dq);
     if (tid < 3 * CHUNK / 4) copy_async16(shared_address(s.b + tid * 4), p->b + tid * 4, true);
-    else if (tid < 3 * CHUNK / 4 + 64) copy_async16(shared_address(&s.n[0][0] + (tid - 96) * 8), &p->n[0][0] + (tid - 96) * 8, true);
+    else if (tid < 3 * CHUNK / 4 + 64)
+        copy_async16(shared_address(&s.n[0][0] + (tid - 96) * 8), &p->n[0][0] + (tid - 96) * 8, true);
     fetch(0);
     fetch(1);
     float m = p->m;
 
-    /* scores: a warp has 16 rows, paired so that the four schedulers share the triangle; afterwards 32 rows and half of
-     * the columns, paired likewise */
-    uint32_t strip = warp < 4 ? warp : 11 - warp, row = strip * 16 + g;
-    uint32_t half = warp / 4, band = half == 0 ? warp : 7 - warp;
-    float sum[2] = {}, from_n[4] = {}, acc[2][8][4];
+    /* scores: a warp has 16 rows and half of the keys in a slot; afterwards 32 rows and 32 columns. Both paired so that
+     * the four schedulers share the triangle */
+    uint32_t half = warp / 8, strip = warp % 8 < 4 ? warp % 8 : 11 - warp % 8, row = strip * 16 + g;
+    uint32_t quarter = warp / 4, band = quarter & 1 ? 3 - warp % 4 : warp % 4;
+    float sum[2] = {}, from_n[4] = {}, acc[2][4][4];
     for (uint32_t item = 0; item < items; item++) {
         copy_async_wait<1>();
         __syncthreads();
@@ -475,61 +485,65 @@ template <int DQ> __global__ void __launch_bounds__(THREADS, 1) out_kernel(const
         const uint8_t *slot = s.slots[item % 3];
         if (item < 2) {
             const bf16 *k = (const bf16 *)slot;
-            if (strip * 16 >= chunk.count || strip < item * 4) continue;
-            uint32_t tiles = min(strip - item * 4 + 1, 4u); /* of 16 keys, up to the diagonal */
-            float score[8][4] = {};
-#pragma unroll 2
-            for (int k0 = 0; k0 < DQ; k0 += 16) {
-                uint32_t fa[4];
-                load_matrix4(fa, shared_address(&s.q[strip * 16 + lane % 16][k0 + lane / 16 * 8]));
+            uint32_t tile = item * 4 + half * 2; /* of 16 keys: this warp's first */
+            if (strip * 16 < chunk.count && tile <= strip) {
+                float score[4][4] = {};
+                bool two = tile < strip, with_n = item == 0 && half == 0;
+#pragma unroll 4
+                for (int k0 = 0; k0 < DQ; k0 += 16) {
+                    uint32_t fa[4];
+                    load_matrix4(fa, shared_address(&s.q[strip * 16 + lane % 16][k0 + lane / 16 * 8]));
 #pragma unroll
-                for (uint32_t n = 0; n < 4; n++) {
-                    if (n >= tiles) continue;
-                    uint32_t fb[4];
-                    load_matrix4(fb, shared_address(k + (n * 16 + lane / 16 * 8 + lane % 8) * (DQ + 8) + k0 + (lane / 8 & 1) * 8));
-                    mma_bf16(score[2 * n], fa[0], fa[1], fa[2], fa[3], fb[0], fb[1]);
-                    mma_bf16(score[2 * n + 1], fa[0], fa[1], fa[2], fa[3], fb[2], fb[3]);
-                }
-                if (item == 0) {
-                    uint32_t n0 = 0, n1 = 0;
-                    if (g < 2) n0 = *(const uint32_t *)&s.n[g][k0 + 2 * t], n1 = *(const uint32_t *)&s.n[g][k0 + 8 + 2 * t];
-                    mma_bf16(from_n, fa[0], fa[1], fa[2], fa[3], n0, n1);
-                }
-            }
-            float top[2] = {max_nan(m, s.peak[row]), max_nan(m, s.peak[row + 8])};
-#pragma unroll
-            for (uint32_t n = 0; n < 8; n++) {
-                if (n / 2 >= tiles + (tiles & 1)) continue; /* one tile beyond the diagonal is read, too */
-                uint32_t column = item * HALF + n * 8 + 2 * t;
-                float rise[2] = {s.rise[column], s.rise[column + 1]};
-#pragma unroll
-                for (uint32_t e = 0; e < 2; e++) {
-                    float x[2];
-#pragma unroll
-                    for (uint32_t j = 0; j < 2; j++) {
-                        bool in = column + j <= row + e * 8;
-                        x[j] = in ? score[n][2 * e + j] * a.scale * __expf(rise[j] - top[e]) : 0.0f;
-                        sum[e] += x[j];
+                    for (uint32_t n = 0; n < 2; n++) {
+                        if (n == 1 && !two) continue;
+                        uint32_t fb[4], key = half * 32 + n * 16 + lane / 16 * 8 + lane % 8;
+                        load_matrix4(fb, shared_address(k + key * (DQ + 8) + k0 + (lane / 8 & 1) * 8));
+                        mma_bf16(score[2 * n], fa[0], fa[1], fa[2], fa[3], fb[0], fb[1]);
+                        mma_bf16(score[2 * n + 1], fa[0], fa[1], fa[2], fa[3], fb[2], fb[3]);
                     }
-                    *(uint32_t *)&s.p[row + e * 8][column] = pack_bf16(x[0], x[1]);
+                    if (with_n) {
+                        uint32_t n0 = 0, n1 = 0;
+                        if (g < 2) n0 = *(const uint32_t *)&s.n[g][k0 + 2 * t], n1 = *(const uint32_t *)&s.n[g][k0 + 8 + 2 * t];
+                        mma_bf16(from_n, fa[0], fa[1], fa[2], fa[3], n0, n1);
+                    }
+                }
+                float top[2] = {max_nan(m, s.peak[row]), max_nan(m, s.peak[row + 8])};
+#pragma unroll
+                for (uint32_t n = 0; n < 4; n++) { /* the second tile also where it is beyond the diagonal: it is read */
+                    uint32_t column = tile * 16 + n * 8 + 2 * t;
+                    float rise[2] = {s.rise[column], s.rise[column + 1]};
+#pragma unroll
+                    for (uint32_t e = 0; e < 2; e++) {
+                        float x[2];
+#pragma unroll
+                        for (uint32_t j = 0; j < 2; j++) {
+                            bool in = column + j <= row + e * 8;
+                            x[j] = in ? score[n][2 * e + j] * a.scale * __expf(rise[j] - top[e]) : 0.0f;
+                            sum[e] += x[j];
+                        }
+                        *(uint32_t *)&s.p[row + e * 8][column] = pack_bf16(x[0], x[1]);
+                    }
                 }
             }
-            if (item == (strip < 4 ? 0u : 1u)) { /* the row is complete */
+            if (item == 1) {
 #pragma unroll
                 for (uint32_t e = 0; e < 2; e++) {
                     sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], 1);
                     sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], 2);
-                    uint32_t r = row + e * 8;
-                    float carry = expf(m - top[e]) * a.scale, M = s.b[r] + top[e];
-                    float qn = carry * (from_n[2 * e] + from_n[2 * e + 1]) + sum[e];
                     if (t == 0) {
-                        if (blockIdx.x == 0 && r < chunk.count && !is_finite(M)) report(a.faults, chunk.row + r, a.fault);
-                        s.carry[r] = carry;
-                        s.inverse[r] = 1.0f / (max_nan(fabsf(qn), expf(-M)) + a.eps);
+                        s.sum[half][row + e * 8] = sum[e];
+                        if (half == 0) s.qn[row + e * 8] = from_n[2 * e] + from_n[2 * e + 1];
                     }
                 }
             }
             continue;
+        }
+        if (item == 2 && tid < CHUNK) { /* used from the next item on */
+            float top = max_nan(m, s.peak[tid]), M = s.b[tid] + top, carry = expf(m - top) * a.scale;
+            float qn = carry * s.qn[tid] + (s.sum[0][tid] + s.sum[1][tid]);
+            if (blockIdx.x == 0 && tid < chunk.count && !is_finite(M)) report(a.faults, chunk.row + tid, a.fault);
+            s.carry[tid] = carry;
+            s.inverse[tid] = 1.0f / (max_nan(fabsf(qn), expf(-M)) + a.eps);
         }
         uint32_t part = (item - 2) / EACH, which = (item - 2) % EACH;
         if (band * 32 >= chunk.count) continue;
@@ -538,18 +552,18 @@ template <int DQ> __global__ void __launch_bounds__(THREADS, 1) out_kernel(const
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
 #pragma unroll
-                    for (int n = 0; n < 8; n++) acc[i][n][0] = acc[i][n][1] = acc[i][n][2] = acc[i][n][3] = 0;
+                    for (int n = 0; n < 4; n++) acc[i][n][0] = acc[i][n][1] = acc[i][n][2] = acc[i][n][3] = 0;
                 }
             }
-            const uint4 *c = (const uint4 *)slot + half * 4 * STEPS * 32 + lane;
-#pragma unroll 2
+            const uint4 *c = (const uint4 *)slot + quarter * 2 * STEPS * 32 + lane;
+#pragma unroll 4
             for (uint32_t k = 0; k < STEPS; k++) {
                 uint32_t fa[2][4];
 #pragma unroll
                 for (int i = 0; i < 2; i++)
                     load_matrix4(fa[i], shared_address(&s.q[band * 32 + i * 16 + lane % 16][which * KC + k * 16 + lane / 16 * 8]));
 #pragma unroll
-                for (int n = 0; n < 4; n++) {
+                for (int n = 0; n < 2; n++) {
                     uint4 fb = c[(n * STEPS + k) * 32];
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
@@ -561,25 +575,26 @@ template <int DQ> __global__ void __launch_bounds__(THREADS, 1) out_kernel(const
             continue;
         }
         const bf16 *v = (const bf16 *)slot;
-        uint32_t first = band * 32 + g, column = column0 + part * OV + half * 64;
+        uint32_t first = band * 32 + g, column = column0 + part * OV + quarter * 32;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             float carry[2] = {s.carry[first + i * 16], s.carry[first + i * 16 + 8]};
 #pragma unroll
-            for (int n = 0; n < 8; n++) {
+            for (int n = 0; n < 4; n++) {
 #pragma unroll
                 for (int e = 0; e < 4; e++) acc[i][n][e] *= carry[e / 2];
             }
         }
+#pragma unroll 2
         for (uint32_t k = 0; k < 2 * band + 2; k++) { /* P v, up to the diagonal */
             uint32_t fa[2][4];
 #pragma unroll
             for (int i = 0; i < 2; i++)
                 load_matrix4(fa[i], shared_address(&s.p[band * 32 + i * 16 + lane % 16][k * 16 + lane / 16 * 8]));
 #pragma unroll
-            for (int n = 0; n < 4; n++) {
+            for (int n = 0; n < 2; n++) {
                 uint32_t fb[4];
-                load_matrix4_t(fb, shared_address(v + (k * 16 + lane % 16) * (OV + 8) + half * 64 + n * 16 + lane / 16 * 8));
+                load_matrix4_t(fb, shared_address(v + (k * 16 + lane % 16) * (OV + 8) + quarter * 32 + n * 16 + lane / 16 * 8));
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     mma_bf16(acc[i][2 * n], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[0], fb[1]);
@@ -595,7 +610,7 @@ template <int DQ> __global__ void __launch_bounds__(THREADS, 1) out_kernel(const
                 float inverse = s.inverse[r];
                 bf16 *h = a.h + ((size_t)(chunk.row + r) * a.heads + head) * a.dv;
 #pragma unroll
-                for (int n = 0; n < 8; n += 2) { /* neighbours swap, so that each has four columns of one tile */
+                for (int n = 0; n < 4; n += 2) { /* neighbours swap, so that each has four columns of one tile */
                     uint32_t one = pack_bf16(acc[i][n][2 * e] * inverse, acc[i][n][2 * e + 1] * inverse),
                              two = pack_bf16(acc[i][n + 1][2 * e] * inverse, acc[i][n + 1][2 * e + 1] * inverse),
                              got = __shfl_xor_sync(0xffffffffu, t & 1 ? one : two, 1);
@@ -704,7 +719,7 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
     a.round_gates = o->kernel == XLSTM_BF16;
     a.narrow_state = o->state == XLSTM_BF16;
     a.faults = be->faults;
-    cuda_launch(be, "mlstm gates", gates_kernel, dim3(be->n_chunks, (a.heads + 7) / 8), dim3(THREADS), 0, a);
+    cuda_launch(be, "mlstm gates", gates_kernel, dim3(be->n_chunks, a.heads), dim3(THREADS), 0, a);
     variant state = state_for(), out = out_for(be);
     uint32_t window = window_of(be), tiles = a.dv16 / (TV / 16) * (a.dq16 / (TQ / 16));
     for (a.first = 0; a.first < be->n_chunks; a.first = a.end) {
@@ -712,6 +727,6 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
         cuda_launch(be, "mlstm state", state.kernel, dim3(tiles + 1, a.heads, be->n_chunked), dim3(THREADS), state.bytes, a);
         a.parts = parts_for(be, a.end - a.first);
         cuda_launch(be, "mlstm out", out.kernel, dim3((a.dv + OV * a.parts - 1) / (OV * a.parts), a.heads, a.end - a.first),
-                    dim3(THREADS), out.bytes, a);
+                    dim3(OUT_THREADS), out.bytes, a);
     }
 }
