@@ -22,7 +22,10 @@ struct block_args {
     uint32_t *counter; /* hands out tiles after the first of each block; NULL: every gridDim-th, for small k */
     uint32_t row0;     /* first row of x and of the outputs */
     xlstm_dtype act;
-    const void *x;
+    linear_input in;
+    const uint8_t *image; /* the columns as shared memory has them, or NULL: each block makes them */
+    uint32_t image_bytes;
+    bool swiglu; /* a tile is 16 rows of entry 0 and 16 of entry 1; entry 0's output gets silu(first) * second */
 };
 
 template <xlstm_dtype F> struct format {
@@ -45,28 +48,28 @@ struct columns {
 };
 __host__ __device__ constexpr uint32_t sums_pitch_for(uint32_t groups) { return (groups | 1) * 16; }
 
-__device__ __forceinline__ uint32_t largest(const float v[8], const stored8 &r, xlstm_dtype act)
+template <xlstm_dtype F> __device__ __forceinline__ columns columns_at(void *memory, const block_args &a, uint32_t width)
 {
-    if (act == XLSTM_BF16) { /* two at a time */
-        uint32_t m = __vmaxu2(__vmaxu2(r.a.x & 0x7fff7fffu, r.a.y & 0x7fff7fffu),
-                              __vmaxu2(r.a.z & 0x7fff7fffu, r.a.w & 0x7fff7fffu));
-        return max(m << 16, m & 0xffff0000u);
-    }
-    uint32_t m = 0;
-#pragma unroll
-    for (int j = 0; j < 8; j++) m = max(m, __float_as_uint(v[j]) & 0x7fffffffu);
-    return m;
+    columns c;
+    c.width = width;
+    c.sums_pitch = sums_pitch_for(a.groups);
+    c.factor = (float *)memory;
+    c.offset = c.factor + a.groups * width;
+    c.sums = (bf16 *)c.offset;
+    c.x = (int8_t *)c.offset;
+    if (F == XLSTM_Q4_0) c.x += a.groups * GROUP_STEPS * width * sizeof(float);
+    if (format<F>::mins) c.x += 2 * a.rows * a.pairs * c.sums_pitch * sizeof(bf16);
+    return c;
 }
 
 /* A warp makes the columns of 256 values of a row: lane i has values 8i .. 8i+7. */
 template <xlstm_dtype F>
-__device__ __forceinline__ void write_group(const block_args &a, const columns &c, uint32_t row, uint32_t group,
-                                            const stored8 &r)
+__device__ __forceinline__ void write_group(const block_args &a, const columns &c, uint32_t row, uint32_t group, float v[8])
 {
-    uint32_t lane = threadIdx.x % 32, quarter = lane % 4, step = lane / 4;
-    float v[8];
-    values8(v, r, a.act);
-    uint32_t most = __reduce_max_sync(0xffffffffu, largest(v, r, a.act)), exponent = most >> 23;
+    uint32_t lane = threadIdx.x % 32, quarter = lane % 4, step = lane / 4, most = 0;
+#pragma unroll
+    for (int j = 0; j < 8; j++) most = max(most, __float_as_uint(v[j]) & 0x7fffffffu);
+    uint32_t exponent = __reduce_max_sync(0xffffffffu, most) >> 23;
     /* integers up to 2^14; the power of two stays in range, and values below 2^-114 vanish beside it */
     uint32_t e = max(exponent, 27u);
     float up = __uint_as_float((267 - e) << 23), factor = __uint_as_float((e - 13) << 23);
@@ -121,14 +124,29 @@ template <xlstm_dtype F> __device__ void make_columns(const block_args &a, const
         for (int j = 0; j < AT_ONCE; j++) {
             uint32_t at = i + j * LINEAR_WARPS, row = at / a.groups, k = at % a.groups * GROUP + lane * 8;
             r[j].a = r[j].b = make_uint4(0, 0, 0, 0);
-            if (at < all && k < a.k) r[j] = fetch8(a.x, (size_t)(a.row0 + row) * a.k + k, a.act);
+            if (at < all && k < a.k) r[j] = fetch8(a.in.x, (size_t)(a.row0 + row) * a.k + k, a.act);
         }
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
             uint32_t at = i + j * LINEAR_WARPS;
-            if (at < all) write_group<F>(a, c, at / a.groups, at % a.groups, r[j]);
+            float v[8];
+            values8(v, r[j], a.act);
+            if (at < all) write_group<F>(a, c, at / a.groups, at % a.groups, v);
         }
     }
+}
+
+/* The same once for all blocks, to the image that they copy: block x, warp w does group 8x + w of row y. */
+template <xlstm_dtype F>
+__global__ void __launch_bounds__(LINEAR_THREADS) columns_kernel(const __grid_constant__ block_args a, uint32_t width)
+{
+    uint32_t group = blockIdx.x * LINEAR_WARPS + threadIdx.x / 32, k = group * GROUP + threadIdx.x % 32 * 8;
+    pdl_go();
+    pdl_wait();
+    if (group >= a.groups) return;
+    float v[8] = {};
+    if (k < a.k) values8(v, fetch8(a.in.x, (size_t)(a.row0 + blockIdx.y) * a.k + k, a.act), a.act);
+    write_group<F>(a, columns_at<F>((void *)a.image, a, width), blockIdx.y, group, v);
 }
 
 /* ---- products ------------------------------------------------------------------------------------------------------ */
@@ -309,10 +327,10 @@ __device__ __forceinline__ void consume(float acc[NT][2], const uint8_t *slot, c
     }
 }
 
-/* acc[8 rows][part of x][4] += a step of float32 weights (gates) from its slot; x[i]: values of this lane's row as
- * stored */
+/* acc[8 rows][part of x][4] += a step of float32 weights (gates) from its slot; x[i]: eight values of this
+ * lane's row */
 template <int RT>
-__device__ __forceinline__ void consume_float(float acc[RT][3][4], const uint8_t *slot, const stored8 x[RT], xlstm_dtype act,
+__device__ __forceinline__ void consume_float(float acc[RT][3][4], const uint8_t *slot, float x[RT][8], xlstm_dtype act,
                                               uint32_t lane)
 {
     const uint8_t *mine = slot + lane * 16;
@@ -325,8 +343,7 @@ __device__ __forceinline__ void consume_float(float acc[RT][3][4], const uint8_t
 #pragma unroll
     for (int i = 0; i < RT; i++) {
         uint32_t f[3][4];
-        values8(v, x[i], act);
-        split8<3>(f, v);
+        split8<3>(f, x[i]);
 #pragma unroll
         for (int q = 2; q >= 0; q--) {
             if (q > 0 && act == XLSTM_BF16) continue; /* they are one part */
@@ -351,7 +368,8 @@ __device__ __forceinline__ const linear_entry &entry_of(const block_args &a, uin
 /* What a warp copies next: batch b of a tile. */
 template <xlstm_dtype F> struct cursor {
     uint32_t tile, b, batches;
-    const uint8_t *lo, *hi; /* this lane's 16 bytes of batch 0; float32: its columns of rows g and g + 8 */
+    const uint8_t *lo, *hi; /* this lane's 16 bytes of batch 0, and of entry 1's where batches would go on behind the first's;
+                               float32: its columns of rows g and g + 8 */
     bool main;
 
     /* Moves to the first tile from `tile` on that has a batch for this warp. */
@@ -361,11 +379,13 @@ template <xlstm_dtype F> struct cursor {
         for (; tile < a.tiles; tile += gridDim.x) { /* goes on only where tiles are not handed out */
             const linear_entry &e = entry_of(a, tile);
             main = e.format == F;
-            batches = main ? a.groups * format<F>::batches : a.k / 32;
+            batches = main ? (a.swiglu ? 2 : 1) * a.groups * format<F>::batches : a.k / 32;
             if (warp >= batches) continue;
             b = warp;
             if (main) {
-                lo = e.w + (size_t)(tile - e.tile0) * a.groups * quant_group_bytes(F) + lane * 16;
+                size_t at = (size_t)(tile - e.tile0) * a.groups * quant_group_bytes(F) + lane * 16;
+                lo = e.w + at;
+                hi = a.swiglu ? a.e[1].w + at - (size_t)a.groups * quant_group_bytes(F) : lo;
             } else {
                 uint32_t row = (tile - e.tile0) * 16 + lane / 4;
                 lo = e.w + ((size_t)min(row, e.n - 1) * e.pitch + lane % 4 * 8) * 4;
@@ -384,7 +404,7 @@ template <xlstm_dtype F> struct cursor {
         if (tile < a.tiles) {
             uint32_t mine = slot + lane * 16;
             if (main) {
-                const uint8_t *from = lo + (size_t)b * format<F>::bytes;
+                const uint8_t *from = (b < a.groups * format<F>::batches ? lo : hi) + (size_t)b * format<F>::bytes;
 #pragma unroll
                 for (uint32_t i = 0; i < format<F>::bytes / 512; i++) copy_stream16(mine + i * 512, from + i * 512, true);
                 constexpr uint32_t rest = format<F>::bytes % 512, done = format<F>::bytes - rest;
@@ -413,18 +433,11 @@ __global__ void __launch_bounds__(LINEAR_THREADS, 2) block_kernel(const __grid_c
     constexpr uint32_t WIDE = NT * 4 > RT * 8 ? NT * 4 : RT * 8, RED = WIDE + 2; /* row stride of partial sums */
     constexpr uint32_t SLOT = format<F>::bytes;
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    float *partial = (float *)(memory + LINEAR_WARPS * STAGES * SLOT), *after = partial + 2 * LINEAR_WARPS * 16 * RED;
-    uint32_t *handed = (uint32_t *)after; /* [2] tile numbers */
-    columns c;
-    c.width = NT * 4;
-    c.factor = after + 4;
-    c.offset = c.factor + a.groups * c.width;
-    c.sums_pitch = sums_pitch_for(a.groups);
-    c.sums = (bf16 *)c.offset;
-    uint32_t n_columns = 2 * a.rows * a.pairs;
-    c.x = (int8_t *)c.offset;
-    if (F == XLSTM_Q4_0) c.x += a.groups * GROUP_STEPS * c.width * sizeof(float);
-    if (format<F>::mins) c.x += n_columns * c.sums_pitch * sizeof(bf16);
+    uint32_t halves = a.swiglu ? 2 : 1, n_columns = 2 * a.rows * a.pairs;
+    float *partial = (float *)(memory + LINEAR_WARPS * STAGES * SLOT);
+    fused_room &room = *(fused_room *)(partial + 2 * halves * LINEAR_WARPS * 16 * RED);
+    uint32_t *handed = (uint32_t *)(&room + 1); /* [2] tile numbers */
+    columns c = columns_at<F>(handed + 4, a, NT * 4);
     const uint8_t *ring = memory + warp * STAGES * SLOT;
     uint32_t slots = shared_address(ring), slot = 0;
 
@@ -440,12 +453,37 @@ __global__ void __launch_bounds__(LINEAR_THREADS, 2) block_kernel(const __grid_c
         uint32_t bytes = a.groups * quant_group_bytes(F), piece = bytes / 16 / 32 * 16;
         if (second < a.tiles) {
             const linear_entry &e = entry_of(a, second);
-            if (e.format == F && piece > 0) prefetch_bytes(e.w + (size_t)(second - e.tile0) * bytes + lane * piece, piece);
+            if (e.format == F && piece > 0) {
+                size_t at = (size_t)(second - e.tile0) * bytes + lane * piece;
+                prefetch_bytes(e.w + at, piece);
+                if (a.swiglu) prefetch_bytes(a.e[1].w + at, piece);
+            }
         }
     }
     pdl_go();
-    pdl_wait();
-    make_columns<F>(a, c);
+    if (a.in.source != STORED) {
+        float w[FUSED_EACH][8], v[FUSED_ROWS][FUSED_EACH][8];
+        fused_weights(w, a.in);
+        pdl_wait();
+        fused_rows(v, w, a.in, a.rows, room);
+#pragma unroll
+        for (uint32_t m = 0; m < FUSED_ROWS; m++) {
+#pragma unroll
+            for (int j = 0; j < FUSED_EACH; j++) {
+                if (m < a.rows && fused_group(j) < a.groups) write_group<F>(a, c, m, fused_group(j), v[m][j]);
+            }
+        }
+    } else {
+        pdl_wait();
+        if (a.image == nullptr) {
+            make_columns<F>(a, c);
+        } else {
+            uint32_t to = shared_address(c.factor);
+            for (uint32_t i = threadIdx.x * 16; i < a.image_bytes; i += LINEAR_THREADS * 16) copy_async16(to + i, a.image + i, true);
+            copy_async_commit();
+            copy_async_wait<0>();
+        }
+    }
     __syncthreads();
 
     reading<NT> in;
@@ -463,41 +501,54 @@ __global__ void __launch_bounds__(LINEAR_THREADS, 2) block_kernel(const __grid_c
         const linear_entry &e = entry_of(a, tile);
         if (threadIdx.x == 0 && a.counter != nullptr) fetched = gridDim.x + atomicAdd(a.counter, 1u);
         bool main = e.format == F;
-        float *mine = partial + (turn * LINEAR_WARPS + warp) * 16 * RED;
+        float *mine = partial + (turn * halves * LINEAR_WARPS + warp) * 16 * RED;
         if (main) {
-            float acc[NT][2] = {};
-            for (uint32_t b = warp; b < a.groups * format<F>::batches; b += LINEAR_WARPS) {
-                copy_async_wait<STAGES - 1>();
-                __syncwarp();
-                consume<F, NT>(acc, ring + slot * SLOT, in, b, lane);
-                __syncwarp();
-                ahead.go(a, slots + slot * SLOT, following, warp, lane);
-                slot = (slot + 1) % STAGES;
-            }
+            uint32_t b = warp, batches = a.groups * format<F>::batches, first = 0;
+            for (uint32_t half = 0; half < halves; half++) {
+                float acc[NT][2] = {};
+                for (; b < first + batches; b += LINEAR_WARPS) {
+                    copy_async_wait<STAGES - 1>();
+                    __syncwarp();
+                    consume<F, NT>(acc, ring + slot * SLOT, in, b - first, lane);
+                    __syncwarp();
+                    ahead.go(a, slots + slot * SLOT, following, warp, lane);
+                    slot = (slot + 1) % STAGES;
+                }
+                float *to = mine + half * LINEAR_WARPS * 16 * RED;
 #pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                mine[g * RED + nt * 4 + t] = acc[nt][0];
-                mine[(g + 8) * RED + nt * 4 + t] = acc[nt][1];
+                for (int nt = 0; nt < NT; nt++) {
+                    to[g * RED + nt * 4 + t] = acc[nt][0];
+                    to[(g + 8) * RED + nt * 4 + t] = acc[nt][1];
+                }
+                first += batches;
             }
         } else {
             float acc[RT][3][4] = {};
             stored8 x[RT], next[RT];
             size_t at[RT];
+            float scale = a.in.source == NORM ? room.scale[min(g, a.rows - 1)] : 1.0f;
 #pragma unroll
             for (int i = 0; i < (int)RT; i++) {
                 at[i] = (size_t)(a.row0 + min(i * 8 + g, a.rows - 1)) * a.k + t * 8;
                 next[i].a = next[i].b = make_uint4(0, 0, 0, 0);
-                if (warp * 32 < a.k) next[i] = fetch8(a.x, at[i] + warp * 32, a.act);
+                if (warp * 32 < a.k) next[i] = fetch8(a.in.x, at[i] + warp * 32, a.act);
             }
             for (uint32_t b = warp; b < a.k / 32; b += LINEAR_WARPS) {
+                float v[RT][8], weight[8];
 #pragma unroll
                 for (int i = 0; i < (int)RT; i++) {
                     x[i] = next[i];
-                    if (b + LINEAR_WARPS < a.k / 32) next[i] = fetch8(a.x, at[i] + (b + LINEAR_WARPS) * 32, a.act);
+                    if (b + LINEAR_WARPS < a.k / 32) next[i] = fetch8(a.in.x, at[i] + (b + LINEAR_WARPS) * 32, a.act);
+                    values8(v[i], x[i], a.act);
+                }
+                if (a.in.source == NORM) { /* rows that go through a norm are within the first tile */
+                    load8(weight, a.in.weight + b * 32 + t * 8);
+#pragma unroll
+                    for (int j = 0; j < 8; j++) v[0][j] = rounded_to(v[0][j] * scale * weight[j], a.act);
                 }
                 copy_async_wait<STAGES - 1>();
                 __syncwarp();
-                consume_float<RT>(acc, ring + slot * SLOT, x, a.act, lane);
+                consume_float<RT>(acc, ring + slot * SLOT, v, a.act, lane);
                 __syncwarp();
                 ahead.go(a, slots + slot * SLOT, following, warp, lane);
                 slot = (slot + 1) % STAGES;
@@ -513,17 +564,26 @@ __global__ void __launch_bounds__(LINEAR_THREADS, 2) block_kernel(const __grid_c
         }
         if (threadIdx.x == 0) handed[turn] = fetched;
         __syncthreads();
-        const float *all = partial + turn * LINEAR_WARPS * 16 * RED;
+        const float *all = partial + turn * halves * LINEAR_WARPS * 16 * RED;
         uint32_t pairs = main ? a.pairs : 1;
-        for (uint32_t o = threadIdx.x; o < 16 * a.rows; o += LINEAR_THREADS) {
-            uint32_t r = o % 16, m = o / 16, n = (tile - e.tile0) * 16 + r;
-            if (n >= e.n) continue;
+        auto added = [&](const float *from, uint32_t r, uint32_t m) {
             float sum = 0;
             for (uint32_t p = pairs; p-- > 0;) {
 #pragma unroll
-                for (uint32_t w = 0; w < LINEAR_WARPS; w++) sum += all[(w * 16 + r) * RED + m * pairs + p];
+                for (uint32_t w = 0; w < LINEAR_WARPS; w++) sum += from[(w * 16 + r) * RED + m * pairs + p];
             }
-            store_sum(e, a.row0 + m, n, sum, a.act);
+            return sum;
+        };
+        for (uint32_t o = threadIdx.x; o < 16 * a.rows; o += LINEAR_THREADS) {
+            uint32_t r = o % 16, m = o / 16, n = (tile - e.tile0) * 16 + r;
+            if (n >= e.n) continue;
+            float sum = added(all, r, m);
+            if (a.swiglu) {
+                float y = gated(sum, added(all + LINEAR_WARPS * 16 * RED, r, m), a.act);
+                store_plain(e.out, (size_t)(a.row0 + m) * e.stride + n, a.act, y);
+            } else {
+                store_sum(e, a.row0 + m, n, sum, a.act);
+            }
         }
         tile = following;
         following = a.counter != nullptr ? handed[turn] : tile + gridDim.x;
@@ -532,10 +592,9 @@ __global__ void __launch_bounds__(LINEAR_THREADS, 2) block_kernel(const __grid_c
 
 /* ---- choosing --------------------------------------------------------------------------------------------------- */
 
-typedef void (*block_fn)(const block_args);
-
 struct choice {
-    block_fn kernel;
+    void (*kernel)(const block_args);
+    void (*columns)(const block_args, uint32_t);
     uint32_t bytes, batches; /* of a slot; a group */
 };
 template <xlstm_dtype F> choice choice_of(uint32_t nt)
@@ -543,7 +602,7 @@ template <xlstm_dtype F> choice choice_of(uint32_t nt)
     return {nt == 1   ? block_kernel<F, 1>
             : nt == 2 ? block_kernel<F, 2>
                       : block_kernel<F, 4>,
-            format<F>::bytes, format<F>::batches};
+            columns_kernel<F>, format<F>::bytes, format<F>::batches};
 }
 choice choice_for(xlstm_dtype t, uint32_t nt)
 {
@@ -567,15 +626,20 @@ uint32_t tiles_for(uint32_t pairs) { return pairs <= 4 ? 1 : pairs <= 8 ? 2 : 4;
 /* Bytes of a column: padded to groups and shifted by a quarter of a bank row. */
 uint32_t pitch_for(uint32_t k) { return quant_groups(k) * GROUP + 32; }
 
-size_t shared_bytes(xlstm_dtype t, uint32_t rows, uint32_t pairs, uint32_t k)
+/* Of the columns, and of all shared memory. */
+size_t image_bytes(xlstm_dtype t, uint32_t rows, uint32_t pairs, uint32_t k)
 {
-    uint32_t nt = tiles_for(rows * pairs), groups = quant_groups(k), wide = XL_MAX(nt * 4, nt == 4 ? 16u : 8u);
-    size_t bytes = LINEAR_WARPS * STAGES * choice_for(t, nt).bytes +
-                   (2 * LINEAR_WARPS * 16 * (wide + 2) + 4 + groups * nt * 4) * sizeof(float) +
-                   (size_t)2 * rows * pairs * pitch_for(k);
+    uint32_t nt = tiles_for(rows * pairs), groups = quant_groups(k);
+    size_t bytes = groups * nt * 4 * sizeof(float) + (size_t)2 * rows * pairs * pitch_for(k);
     if (t == XLSTM_Q4_0) bytes += (size_t)groups * GROUP_STEPS * nt * 4 * sizeof(float);
     if (t == XLSTM_Q4_K || t == XLSTM_Q5_K) bytes += (size_t)2 * rows * pairs * sums_pitch_for(groups) * sizeof(bf16);
     return bytes;
+}
+size_t shared_bytes(xlstm_dtype t, uint32_t rows, uint32_t pairs, uint32_t k, uint32_t halves)
+{
+    uint32_t nt = tiles_for(rows * pairs), wide = XL_MAX(nt * 4, nt == 4 ? 16u : 8u);
+    return LINEAR_WARPS * STAGES * choice_for(t, nt).bytes + (2 * halves * LINEAR_WARPS * 16 * (wide + 2) + 4) * sizeof(float) +
+           sizeof(fused_room) + image_bytes(t, rows, pairs, k);
 }
 
 } // namespace
@@ -583,12 +647,12 @@ size_t shared_bytes(xlstm_dtype t, uint32_t rows, uint32_t pairs, uint32_t k)
 uint32_t cuda_block_rows(const cuda_backend *be, xlstm_dtype main, uint32_t k)
 {
     uint32_t pairs = pairs_of(be->opt.activations), rows = 16 / pairs;
-    while (rows > 1 && shared_bytes(main, rows, pairs, k) > be->smem_max) rows--;
+    while (rows > 1 && shared_bytes(main, rows, pairs, k, rows <= FUSED_ROWS ? 2 : 1) > be->smem_max) rows--;
     return rows;
 }
 
 void cuda_block_launch(cuda_backend *be, const cuda_op *op, const uint32_t *chosen, uint32_t n_chosen, xlstm_dtype main,
-                       uint32_t row0, uint32_t rows)
+                       uint32_t row0, uint32_t rows, linear_input input, bool swiglu)
 {
     block_args a = {};
     a.k = op->group[chosen[0]].weight->in;
@@ -598,18 +662,32 @@ void cuda_block_launch(cuda_backend *be, const cuda_op *op, const uint32_t *chos
         a.tiles += (a.e[i].n + 15) / 16;
     }
     a.n_entries = n_chosen;
+    a.swiglu = swiglu;
+    if (swiglu) {
+        a.e[0].out = op[1].y->data;
+        a.n_entries = 1;
+        a.tiles = (a.e[0].n + 15) / 16;
+    }
     a.rows = rows;
     a.row0 = row0;
     a.pairs = pairs_of(be->opt.activations);
     a.groups = quant_groups(a.k);
     a.pitch = pitch_for(a.k);
     a.act = be->opt.activations;
-    a.x = op->x->data;
-    choice c = choice_for(main, tiles_for(rows * a.pairs));
+    a.in = input;
+    uint32_t nt = tiles_for(rows * a.pairs);
+    choice c = choice_for(main, nt);
+    if (rows > FUSED_ROWS) { /* many columns: once for all */
+        a.image_bytes = (uint32_t)image_bytes(main, rows, a.pairs, a.k);
+        a.image = (const uint8_t *)cuda_scratch(be, a.image_bytes);
+        if (a.image == nullptr) return;
+        cuda_launch(be, "columns", c.columns, dim3((a.groups + LINEAR_WARPS - 1) / LINEAR_WARPS, rows), dim3(LINEAR_THREADS), 0,
+                    a, nt * 4);
+    }
     /* handing out tiles needs a ring no longer than what a warp has of a tile */
     uint32_t a_warp = XL_MIN(a.groups * c.batches, a.k / 32) / LINEAR_WARPS;
     if (a_warp >= STAGES && be->n_counters < COUNTERS) a.counter = be->counters + be->n_counters++;
-    size_t smem = shared_bytes(main, rows, a.pairs, a.k);
+    size_t smem = shared_bytes(main, rows, a.pairs, a.k, swiglu ? 2 : 1);
     uint32_t blocks = (uint32_t)be->sms * (smem * 2 + 4096 <= be->smem_max ? BLOCKS : 1);
     cuda_launch(be, "linear", c.kernel, dim3(XL_MIN(a.tiles, blocks)), dim3(LINEAR_THREADS), smem, a);
 }

@@ -17,7 +17,7 @@ namespace
 {
 
 constexpr int THREADS = 256, HALF = 64;    /* tokens state takes at once */
-constexpr size_t WINDOW_BYTES = 34u << 20; /* states between the two kernels: what a large cache holds; a longer pass goes
+constexpr size_t WINDOW_BYTES = 32u << 20; /* states between the two kernels: what a large cache holds; a longer pass goes
                                               through both in turns */
 
 /* What is known of a piece and head besides C. */

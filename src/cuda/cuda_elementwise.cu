@@ -338,6 +338,7 @@ void cuda_run_rmsnorm(cuda_backend *be, const cuda_op *op, uint32_t rows)
 {
     norm_args a = norm_of(be, op);
     op->y->dtype = be->opt.activations;
+    if (cuda_norm_goes_through(be, op, rows)) return;
     BY_TYPE(op->y->dtype, cuda_launch(be, "rmsnorm",
                                       a.rounds || a.width % 8 != 0 || a.width > 8192 ? rmsnorm_kernel<T>
                                       : a.width <= 2048                              ? rmsnorm_wide_kernel<T, 1>
@@ -351,6 +352,7 @@ void cuda_run_mhnorm(cuda_backend *be, const cuda_op *op, uint32_t rows)
     norm_args a = norm_of(be, op);
     a.width = be->opt.head_v;
     op->y->dtype = be->opt.activations;
+    if (cuda_norm_goes_through(be, op, rows)) return;
     if (a.width % 8 == 0 && a.width <= 1024 && !a.rounds) {
         uint32_t warps = rows * be->opt.num_heads;
         dim3 grid((warps + THREADS / 32 - 1) / (THREADS / 32));
@@ -370,6 +372,7 @@ void cuda_run_swiglu(cuda_backend *be, const cuda_op *op, uint32_t rows)
 {
     size_t n = (size_t)rows * be->opt.ffn_dim;
     op->y->dtype = be->opt.activations;
+    if (cuda_swiglu_is_done(be, op, rows)) return;
     BY_TYPE(op->y->dtype,
             cuda_launch(be, "swiglu", swiglu_kernel<T>, dim3(blocks_for(be, n, THREADS * 8)), dim3(THREADS), 0,
                         (T *)op->y->data, (const T *)op->x->data, (const T *)op->x2->data, n));

@@ -179,6 +179,10 @@ void cuda_run_bias(cuda_backend *be, const xl_linear *l, uint32_t rows);
 
 /* cuda_linear.cu */
 void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows);
+/* For few rows the products do the norm in front of them, and a swiglu behind them, themselves: then those operations
+ * launch nothing, and their buffers in between are not written. Never in traced passes. */
+bool cuda_norm_goes_through(const cuda_backend *be, const cuda_op *norm, uint32_t rows);
+bool cuda_swiglu_is_done(const cuda_backend *be, const cuda_op *swiglu, uint32_t rows);
 cudaError_t cuda_linear_setup(cuda_backend *be);
 
 /* cuda_gemm.cu: large products through cublasLt */

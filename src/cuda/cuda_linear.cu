@@ -23,7 +23,8 @@ struct linear_args {
     uint32_t row0;     /* first row of x and of the outputs */
     uint32_t prefetch; /* bytes of a row, see prefetch_tile */
     xlstm_dtype act;
-    const void *x;
+    linear_input in;
+    bool swiglu; /* a tile is 8 rows of entry 0 and 8 of entry 1; entry 0's output gets silu(first) * second */
 };
 
 /* ---- making the input columns in shared memory ---------------------------------------------------------------- */
@@ -55,7 +56,7 @@ __device__ void make_columns(const linear_args &a, bf16 *x)
         for (int j = 0; j < AT_ONCE; j++) {
             uint32_t at = i + j * THREADS, m = at / each, k = at % each * 8;
             r[j].a = r[j].b = make_uint4(0, 0, 0, 0);
-            if (at < all && wide && k < a.k) r[j] = fetch8(a.x, (size_t)(a.row0 + m) * a.k + k, a.act);
+            if (at < all && wide && k < a.k) r[j] = fetch8(a.in.x, (size_t)(a.row0 + m) * a.k + k, a.act);
         }
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
@@ -65,7 +66,7 @@ __device__ void make_columns(const linear_args &a, bf16 *x)
             values8(v, r[j], a.act);
             if (!wide) {
                 size_t row = (size_t)(a.row0 + m) * a.k;
-                for (uint32_t e = 0; e < 8; e++) v[e] = k + e < a.k ? load_plain(a.x, row + k + e, a.act) : 0.0f;
+                for (uint32_t e = 0; e < 8; e++) v[e] = k + e < a.k ? load_plain(a.in.x, row + k + e, a.act) : 0.0f;
             }
             write_parts(a, x, m, k, v);
         }
@@ -176,9 +177,9 @@ template <xlstm_dtype F> struct cursor {
             batches = main ? (steps + batch_steps<F> - 1) / batch_steps<F> : steps;
             if (warp >= batches) continue;
             b = warp;
-            uint32_t row = (tile - e.tile0) * 16 + lane / 4, size = main && F != XLSTM_F32 ? 2 : 4;
+            uint32_t row = (tile - e.tile0) * (a.swiglu ? 8 : 16) + lane / 4, size = main && F != XLSTM_F32 ? 2 : 4;
             lo = e.w + ((size_t)min(row, e.n - 1) * e.pitch + lane % 4 * 8) * size;
-            hi = e.w + ((size_t)min(row + 8, e.n - 1) * e.pitch + lane % 4 * 8) * size;
+            hi = (a.swiglu ? a.e[1].w : e.w) + ((size_t)min(a.swiglu ? row : row + 8, e.n - 1) * e.pitch + lane % 4 * 8) * size;
             return;
         }
     }
@@ -203,8 +204,8 @@ template <xlstm_dtype F> struct cursor {
  * finishes; lane: a row. */
 __device__ __forceinline__ void prefetch_tile(const linear_args &a, uint32_t lane)
 {
-    const linear_entry &e = entry_of(a, blockIdx.x);
-    uint32_t row = (blockIdx.x - e.tile0) * 16 + lane, from = a.stages * WARPS * 128, bytes = (uint32_t)e.pitch * 2;
+    const linear_entry &e = a.swiglu ? a.e[lane / 8] : entry_of(a, blockIdx.x);
+    uint32_t row = a.swiglu ? blockIdx.x * 8 + lane % 8 : (blockIdx.x - e.tile0) * 16 + lane, from = a.stages * WARPS * 128, bytes = (uint32_t)e.pitch * 2;
     if (e.format == XLSTM_F32 || row >= e.n || from >= bytes || a.prefetch == 0) return;
     prefetch_bytes(e.w + (size_t)row * bytes + from, min(bytes - from, a.prefetch));
 }
@@ -220,7 +221,8 @@ __global__ void __launch_bounds__(THREADS, 2) linear_kernel(const __grid_constan
     uint8_t *ring = memory;
     bf16 *columns = (bf16 *)(ring + WARPS * a.stages * SLOT);
     float *partial = (float *)((uint8_t *)columns + a.x_bytes);
-    uint32_t *handed = (uint32_t *)(partial + 2 * WARPS * 16 * RED); /* [2] tile numbers */
+    fused_room &room = *(fused_room *)(partial + 2 * WARPS * 16 * RED);
+    uint32_t *handed = (uint32_t *)(&room + 1); /* [2] tile numbers */
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     uint32_t steps = (a.k + STEP - 1) / STEP;
     ring += warp * a.stages * SLOT;
@@ -233,8 +235,22 @@ __global__ void __launch_bounds__(THREADS, 2) linear_kernel(const __grid_constan
     if (threadIdx.x == 0 && a.counter != nullptr) handed[1] = gridDim.x + atomicAdd(a.counter, 1u);
     if (F != XLSTM_F32 && warp == 0 && lane < 16) prefetch_tile(a, lane);
     pdl_go();
-    pdl_wait();
-    make_columns(a, columns);
+    if (a.in.source == STORED) {
+        pdl_wait();
+        make_columns(a, columns);
+    } else {
+        float w[FUSED_EACH][8], v[FUSED_ROWS][FUSED_EACH][8];
+        fused_weights(w, a.in);
+        pdl_wait();
+        fused_rows(v, w, a.in, a.rows, room);
+#pragma unroll
+        for (uint32_t m = 0; m < FUSED_ROWS; m++) {
+#pragma unroll
+            for (int j = 0; j < FUSED_EACH; j++) {
+                if (m < a.rows && fused_column(j) < a.k) write_parts(a, columns, m, fused_column(j), v[m][j]);
+            }
+        }
+    }
     __syncthreads();
 
     const bf16 *x[NT];
@@ -270,15 +286,25 @@ __global__ void __launch_bounds__(THREADS, 2) linear_kernel(const __grid_constan
         if (threadIdx.x == 0) handed[turn] = fetched;
         __syncthreads();
         const float *all = partial + turn * WARPS * 16 * RED;
-        for (uint32_t o = threadIdx.x; o < 16 * a.rows; o += THREADS) {
-            uint32_t r = o % 16, m = o / 16, n = (tile - e.tile0) * 16 + r;
-            if (n >= e.n) continue;
+        auto added = [&](uint32_t r, uint32_t m) {
             float sum = 0;
             for (uint32_t q = a.parts; q-- > 0;) {
 #pragma unroll
                 for (int w = 0; w < WARPS; w++) sum += all[(w * 16 + r) * RED + q * a.rows + m];
             }
-            store_sum(e, a.row0 + m, n, sum, a.act);
+            return sum;
+        };
+        if (a.swiglu) {
+            for (uint32_t o = threadIdx.x; o < 8 * a.rows; o += THREADS) {
+                uint32_t r = o % 8, m = o / 8, n = tile * 8 + r;
+                if (n < e.n)
+                    store_plain(e.out, (size_t)(a.row0 + m) * e.stride + n, a.act, gated(added(r, m), added(r + 8, m), a.act));
+            }
+        } else {
+            for (uint32_t o = threadIdx.x; o < 16 * a.rows; o += THREADS) {
+                uint32_t r = o % 16, m = o / 16, n = (tile - e.tile0) * 16 + r;
+                if (n < e.n) store_sum(e, a.row0 + m, n, added(r, m), a.act);
+            }
         }
         tile = following;
         following = a.counter != nullptr ? handed[turn] : tile + gridDim.x;
@@ -409,7 +435,7 @@ uint32_t tiles_for(uint32_t columns) { return columns <= 8 ? 1 : columns <= 16 ?
 /* Shared memory besides the columns: ring and partial sums. */
 size_t other_bytes(uint32_t stages, uint32_t nt)
 {
-    return WARPS * stages * SLOT + (2 * WARPS * 16 * (8 * nt + 2) + 4) * sizeof(float);
+    return WARPS * stages * SLOT + (2 * WARPS * 16 * (8 * nt + 2) + 4) * sizeof(float) + sizeof(fused_room);
 }
 
 template <typename T, typename W> void (*narrow_by(uint32_t groups))(const narrow_args)
@@ -441,7 +467,7 @@ uint32_t rows_a_launch(const cuda_backend *be, xlstm_dtype main, uint32_t k)
 }
 
 void launch_few(cuda_backend *be, const cuda_op *op, const uint32_t *chosen, uint32_t n_chosen, xlstm_dtype main,
-                uint32_t row0, uint32_t rows)
+                uint32_t row0, uint32_t rows, const linear_input &input, bool swiglu)
 {
     linear_args a = {};
     a.k = op->group[chosen[0]].weight->in;
@@ -451,6 +477,12 @@ void launch_few(cuda_backend *be, const cuda_op *op, const uint32_t *chosen, uin
         a.tiles += (a.e[i].n + 15) / 16;
     }
     a.n_entries = n_chosen;
+    a.swiglu = swiglu;
+    if (swiglu) {
+        a.e[0].out = op[1].y->data;
+        a.n_entries = 1;
+        a.tiles = (a.e[0].n + 7) / 8;
+    }
     a.rows = rows;
     a.row0 = row0;
     a.parts = parts_of(be->opt.activations);
@@ -458,7 +490,7 @@ void launch_few(cuda_backend *be, const cuda_op *op, const uint32_t *chosen, uin
     a.x_pitch = x_pitch_for(a.k);
     a.x_bytes = rows * a.parts * a.x_pitch * 2;
     a.act = be->opt.activations;
-    a.x = op->x->data;
+    a.in = input;
     a.prefetch = PREFETCH;
     uint32_t nt = tiles_for(rows * a.parts);
     linear_fn kernel = nt == 1 ? kernel_for<1>(main) : nt == 2 ? kernel_for<2>(main) : kernel_for<4>(main);
@@ -560,6 +592,65 @@ linear_entry linear_entry_for(const xl_linear *l)
     return e;
 }
 
+/* Whether the norm in front of `op` is computed by the products' own blocks. */
+static bool goes_through(const cuda_backend *be, const cuda_op *norm, const cuda_op *op, uint32_t rows)
+{
+    uint32_t k = op->group[0].weight->in, width = be->opt.head_v;
+    if (be->batch.traced || rows > FUSED_ROWS || op->kind != cuda_op::LINEAR || op->x != norm->y || k > FUSED_WIDTH ||
+        op->out_rows != norm->out_rows || k % 256 != 0 || norm->norm.bias != nullptr ||
+        (!be->opt.norm_float32 && be->opt.activations != XLSTM_F32)) {
+        return false;
+    }
+    if (norm->kind == cuda_op::RMSNORM) return norm->norm.width == k;
+    if (norm->kind != cuda_op::MHNORM || width % 256 != 0 || be->opt.num_heads * width != k) return false;
+    for (uint32_t i = 0; i < op->n; i++) { /* float32 beside block formats reads x as it is stored */
+        if (!cuda_plain(op->group[0].weight->dtype) != !cuda_plain(op->group[i].weight->dtype)) return false;
+    }
+    return true;
+}
+
+bool cuda_norm_goes_through(const cuda_backend *be, const cuda_op *norm, uint32_t rows)
+{
+    const cuda_op *end = be->ops.data() + be->ops.size();
+    return norm + 1 < end && goes_through(be, norm, norm + 1, rows);
+}
+
+linear_input linear_input_for(const cuda_backend *be, const cuda_op *op, uint32_t rows)
+{
+    linear_input in = {};
+    in.x = op->x->data;
+    in.k = op->group[0].weight->in;
+    in.act = be->opt.activations;
+    if (op == be->ops.data() || !goes_through(be, op - 1, op, rows)) return in;
+    const cuda_op *norm = op - 1;
+    in.source = norm->kind == cuda_op::RMSNORM ? NORM : HEADS;
+    in.x = norm->x->data;
+    in.gate = in.source == HEADS ? norm->x2->data : nullptr;
+    in.weight = (const float *)norm->norm.weight->data;
+    in.width = be->opt.head_v;
+    in.eps = norm->norm.eps;
+    in.fault = norm->norm.fault;
+    in.faults = be->faults;
+    in.origin = norm->out_rows ? be->out_rows : nullptr;
+    return in;
+}
+
+bool linear_feeds_swiglu(const cuda_backend *be, const cuda_op *op, uint32_t rows)
+{
+    const cuda_op *next = op + 1, *end = be->ops.data() + be->ops.size();
+    if (be->batch.traced || rows > FUSED_ROWS || op->n != 2 || next >= end || next->kind != cuda_op::SWIGLU) return false;
+    const xl_linear *l = op->group, *r = op->group + 1;
+    return next->x == l->out && next->x2 == r->out && l->weight->dtype == r->weight->dtype &&
+           l->weight->out == r->weight->out && l->weight->out == be->opt.ffn_dim &&
+           l->stride == be->opt.ffn_dim && r->stride == l->stride && l->bias == nullptr && r->bias == nullptr &&
+           !l->add && !r->add && !l->wide && !r->wide && l->column == 0 && r->column == 0;
+}
+
+bool cuda_swiglu_is_done(const cuda_backend *be, const cuda_op *swiglu, uint32_t rows)
+{
+    return swiglu > be->ops.data() && swiglu[-1].kind == cuda_op::LINEAR && linear_feeds_swiglu(be, swiglu - 1, rows);
+}
+
 cudaError_t cuda_linear_setup(cuda_backend *be)
 {
     for (xlstm_dtype f : {XLSTM_BF16, XLSTM_F16, XLSTM_F32}) {
@@ -577,14 +668,16 @@ void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows)
 {
     const xl_buffer *x = op->x;
     uint32_t k = op->group[0].weight->in, capacity = rows_a_launch(be, op->group[0].weight->dtype, k);
-    bool left[8] = {};
+    bool left[8] = {}, swiglu = linear_feeds_swiglu(be, op, rows);
+    linear_input input = linear_input_for(be, op, rows);
+    if (swiglu) op[1].y->dtype = be->opt.activations;
     for (uint32_t i = 0; i < op->n; i++) {
         op->group[i].out->dtype = op->group[i].wide ? XLSTM_F32 : be->opt.activations;
         left[i] = true;
     }
     /* beyond two trips over the weights a matrix product wins; with weights it can read as they are, sooner */
     bool native = op->group[0].weight->dtype == be->opt.activations && be->gemm != nullptr;
-    if (rows > (native ? capacity * 3 / 4 : 2 * capacity)) {
+    if (rows > FUSED_ROWS && rows > (native ? capacity * 3 / 4 : 2 * capacity)) {
         narrow_args narrow = {};
         xlstm_dtype weights = XLSTM_F32;
         for (uint32_t i = 0; i < op->n; i++) {
@@ -641,8 +734,9 @@ void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows)
         uint32_t each = rows_a_launch(be, main, k);
         for (uint32_t row = 0; row < rows; row += each) {
             uint32_t n = XL_MIN(each, rows - row);
-            if (cuda_plain(main)) launch_few(be, op, chosen, n_chosen, main, row, n);
-            else cuda_block_launch(be, op, chosen, n_chosen, main, row, n);
+            input.row0 = row;
+            if (cuda_plain(main)) launch_few(be, op, chosen, n_chosen, main, row, n, input, swiglu);
+            else cuda_block_launch(be, op, chosen, n_chosen, main, row, n, input, swiglu);
         }
     }
 }
