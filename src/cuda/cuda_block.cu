@@ -12,12 +12,13 @@ namespace
 
 constexpr uint32_t BLOCKS = 2; /* a multiprocessor */
 constexpr uint32_t STAGES = 2; /* slots of a warp's ring */
+constexpr uint32_t IN_PLACE_ROWS = 2;      /* more are made into columns by a kernel of its own, once for all blocks */
 constexpr int MAGIC = 0x4b400000;         /* as integer sums begin with it, their bits are the float MAGIC_FLOAT + sum */
 constexpr float MAGIC_FLOAT = 12582912.0f; /* 1.5 * 2^23 */
 
 struct block_args {
-    linear_entry e[8];
-    uint32_t n_entries, tiles;
+    linear_entry e[8], small[8]; /* in block format; float32 with few rows (gates): a row a block */
+    uint32_t n_entries, n_small, tiles, small_rows;
     uint32_t rows, pairs, k, groups, pitch; /* pairs: of 8-bit columns a row; pitch: bytes of a column */
     uint32_t *counter; /* hands out tiles after the first of each block; NULL: every gridDim-th, for small k */
     uint32_t row0;     /* first row of x and of the outputs */
@@ -114,25 +115,34 @@ __device__ __forceinline__ void write_group(const block_args &a, const columns &
     }
 }
 
+/* For a row or two. Values wait where their columns will be: those of a group, 16 bytes a lane, in the group's place in
+ * its columns, so that loads are under way all at once without registers. */
 template <xlstm_dtype F> __device__ void make_columns(const block_args &a, const columns &c)
 {
-    constexpr int AT_ONCE = 6;
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, all = a.rows * a.groups;
-    for (uint32_t i = warp; i < all; i += AT_ONCE * LINEAR_WARPS) {
-        stored8 r[AT_ONCE];
-#pragma unroll
-        for (int j = 0; j < AT_ONCE; j++) {
-            uint32_t at = i + j * LINEAR_WARPS, row = at / a.groups, k = at % a.groups * GROUP + lane * 8;
-            r[j].a = r[j].b = make_uint4(0, 0, 0, 0);
-            if (at < all && k < a.k) r[j] = fetch8(a.in.x, (size_t)(a.row0 + row) * a.k + k, a.act);
-        }
-#pragma unroll
-        for (int j = 0; j < AT_ONCE; j++) {
-            uint32_t at = i + j * LINEAR_WARPS;
-            float v[8];
-            values8(v, r[j], a.act);
-            if (at < all) write_group<F>(a, c, at / a.groups, at % a.groups, v);
-        }
+    bool wide = a.act == XLSTM_F32;
+    auto place = [&](uint32_t row, uint32_t group) {
+        return c.x + (size_t)(2 * row * a.pairs + lane / 16) * a.pitch + group * GROUP + lane % 16 * 16;
+    };
+    for (uint32_t i = warp; i < all; i += LINEAR_WARPS) {
+        uint32_t row = i / a.groups, group = i % a.groups, k = group * GROUP + lane * 8;
+        const uint8_t *from = (const uint8_t *)a.in.x + ((size_t)(a.row0 + row) * a.k + k) * (wide ? 4 : 2);
+        uint32_t to = shared_address(place(row, group));
+        copy_async16(to, from, k < a.k);
+        if (wide) copy_async16(to + 2 * a.pitch, from + 16, k < a.k);
+    }
+    copy_async_commit();
+    copy_async_wait<0>();
+    for (uint32_t i = warp; i < all; i += LINEAR_WARPS) {
+        uint32_t row = i / a.groups, group = i % a.groups;
+        const int8_t *from = place(row, group);
+        stored8 r;
+        r.a = *(const uint4 *)from;
+        r.b = wide ? *(const uint4 *)(from + 2 * a.pitch) : make_uint4(0, 0, 0, 0);
+        float v[8];
+        values8(v, r, a.act);
+        __syncwarp();
+        write_group<F>(a, c, row, group, v);
     }
 }
 
@@ -327,32 +337,62 @@ __device__ __forceinline__ void consume(float acc[NT][2], const uint8_t *slot, c
     }
 }
 
-/* acc[8 rows][part of x][4] += a step of float32 weights (gates) from its slot; x[i]: eight values of this
- * lane's row */
-template <int RT>
-__device__ __forceinline__ void consume_float(float acc[RT][3][4], const uint8_t *slot, float x[RT][8], xlstm_dtype act,
-                                              uint32_t lane)
+/* Rows of float32 weights (gates), a row a block: plain sums of products. `part` has room for a float a warp and row;
+ * FUSED: v is the row of x, as fused_row leaves it. All threads of a block agree on whether there is work. */
+template <bool FUSED>
+__device__ __forceinline__ void small_rows(const block_args &a, const float v[FUSED_EACH][8], float *part)
 {
-    const uint8_t *mine = slot + lane * 16;
-    uint32_t lo[3][4], hi[3][4];
-    float v[8];
-    values8(v, {*(const uint4 *)mine, *(const uint4 *)(mine + 512)}, XLSTM_F32);
-    split8<3>(lo, v);
-    values8(v, {*(const uint4 *)(mine + 1024), *(const uint4 *)(mine + 1536)}, XLSTM_F32);
-    split8<3>(hi, v);
+    constexpr int AT_ONCE = FUSED ? 1 : 4;
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (uint32_t small = blockIdx.x; small < a.small_rows; small += gridDim.x) {
+        uint32_t i = 0;
+        while (i + 1 < a.n_small && small >= a.small[i + 1].tile0) i++;
+        const linear_entry &e = a.small[i];
+        const float *w = (const float *)e.w + (size_t)(small - e.tile0) * e.pitch;
+#pragma unroll 1
+        for (uint32_t m = 0; m < a.rows; m += AT_ONCE) {
+            float sum[AT_ONCE] = {};
+            if constexpr (FUSED) {
 #pragma unroll
-    for (int i = 0; i < RT; i++) {
-        uint32_t f[3][4];
-        split8<3>(f, x[i]);
+                for (int j = 0; j < FUSED_EACH; j++) {
+                    if (fused_column(j) >= a.k) continue;
+                    float y[8];
+                    load8(y, w + fused_column(j));
 #pragma unroll
-        for (int q = 2; q >= 0; q--) {
-            if (q > 0 && act == XLSTM_BF16) continue; /* they are one part */
+                    for (int q = 0; q < 8; q++) sum[0] += y[q] * v[j][q];
+                }
+            } else {
+#pragma unroll 1
+                for (uint32_t k = threadIdx.x * 8; k < a.k; k += LINEAR_THREADS * 8) {
+                    stored8 r[AT_ONCE];
+                    float y[8];
+                    load8(y, w + k);
 #pragma unroll
-            for (int p = 2; p >= 0; p--) {
-                mma_bf16(acc[i][q], lo[p][0], hi[p][0], lo[p][1], hi[p][1], f[q][0], f[q][1]);
-                mma_bf16(acc[i][q], lo[p][2], hi[p][2], lo[p][3], hi[p][3], f[q][2], f[q][3]);
+                    for (int q = 0; q < AT_ONCE; q++)
+                        r[q] = fetch8(a.in.x, (size_t)(a.row0 + min(m + q, a.rows - 1)) * a.k + k, a.act);
+#pragma unroll
+                    for (int q = 0; q < AT_ONCE; q++) {
+                        float x[8];
+                        values8(x, r[q], a.act);
+#pragma unroll
+                        for (int j = 0; j < 8; j++) sum[q] += y[j] * x[j];
+                    }
+                }
+            }
+#pragma unroll
+            for (int q = 0; q < AT_ONCE; q++) {
+                sum[q] = warp_sum(sum[q]);
+                if (lane == 0 && m + q < a.rows) part[(m + q) * LINEAR_WARPS + warp] = sum[q];
             }
         }
+        __syncthreads();
+        if (threadIdx.x < a.rows) {
+            float sum = 0;
+#pragma unroll
+            for (uint32_t i = 0; i < LINEAR_WARPS; i++) sum += part[threadIdx.x * LINEAR_WARPS + i];
+            store_sum(e, a.row0 + threadIdx.x, small - e.tile0, sum, a.act);
+        }
+        __syncthreads();
     }
 }
 
@@ -367,55 +407,34 @@ __device__ __forceinline__ const linear_entry &entry_of(const block_args &a, uin
 
 /* What a warp copies next: batch b of a tile. */
 template <xlstm_dtype F> struct cursor {
-    uint32_t tile, b, batches;
-    const uint8_t *lo, *hi; /* this lane's 16 bytes of batch 0, and of entry 1's where batches would go on behind the first's;
-                               float32: its columns of rows g and g + 8 */
-    bool main;
+    uint32_t tile, b;
+    const uint8_t *lo, *hi; /* this lane's 16 bytes of batch 0, and of entry 1's where batches go on behind the first's */
+    uint64_t policy;
 
-    /* Moves to the first tile from `tile` on that has a batch for this warp. */
     __device__ __forceinline__ void seek(const block_args &a, uint32_t warp, uint32_t lane)
     {
-        b = batches = 0;
-        for (; tile < a.tiles; tile += gridDim.x) { /* goes on only where tiles are not handed out */
-            const linear_entry &e = entry_of(a, tile);
-            main = e.format == F;
-            batches = main ? (a.swiglu ? 2 : 1) * a.groups * format<F>::batches : a.k / 32;
-            if (warp >= batches) continue;
-            b = warp;
-            if (main) {
-                size_t at = (size_t)(tile - e.tile0) * a.groups * quant_group_bytes(F) + lane * 16;
-                lo = e.w + at;
-                hi = a.swiglu ? a.e[1].w + at - (size_t)a.groups * quant_group_bytes(F) : lo;
-            } else {
-                uint32_t row = (tile - e.tile0) * 16 + lane / 4;
-                lo = e.w + ((size_t)min(row, e.n - 1) * e.pitch + lane % 4 * 8) * 4;
-                hi = e.w + ((size_t)min(row + 8, e.n - 1) * e.pitch + lane % 4 * 8) * 4;
-            }
-            return;
-        }
+        b = warp;
+        if (tile >= a.tiles) return;
+        const linear_entry &e = entry_of(a, tile);
+        size_t all = (size_t)a.groups * quant_group_bytes(F), at = (tile - e.tile0) * all + lane * 16;
+        lo = e.w + at;
+        hi = a.swiglu ? a.e[1].w + at - all : lo;
     }
     /* `following`: the tile after the one being worked on */
     __device__ __forceinline__ void go(const block_args &a, uint32_t slot, uint32_t following, uint32_t warp, uint32_t lane)
     {
-        if (b >= batches && tile < a.tiles) {
+        uint32_t batches = a.groups * format<F>::batches;
+        if (b >= (a.swiglu ? 2 : 1) * batches && tile < a.tiles) {
             tile = a.counter != nullptr ? following : tile + gridDim.x;
             seek(a, warp, lane);
         }
         if (tile < a.tiles) {
-            uint32_t mine = slot + lane * 16;
-            if (main) {
-                const uint8_t *from = (b < a.groups * format<F>::batches ? lo : hi) + (size_t)b * format<F>::bytes;
+            const uint8_t *from = (b < batches ? lo : hi) + (size_t)b * format<F>::bytes;
+            uint32_t to = slot + lane * 16;
 #pragma unroll
-                for (uint32_t i = 0; i < format<F>::bytes / 512; i++) copy_stream16(mine + i * 512, from + i * 512, true);
-                constexpr uint32_t rest = format<F>::bytes % 512, done = format<F>::bytes - rest;
-                if (lane < rest / 16) copy_stream16(mine + done, from + done, true);
-            } else {
-#pragma unroll
-                for (uint32_t h = 0; h < 2; h++) {
-                    copy_stream16(mine + h * 512, lo + (size_t)b * 128 + h * 16, true);
-                    copy_stream16(mine + 1024 + h * 512, hi + (size_t)b * 128 + h * 16, true);
-                }
-            }
+            for (uint32_t i = 0; i < format<F>::bytes / 512; i++) copy_stream16(to + i * 512, from + i * 512, true, policy);
+            constexpr uint32_t rest = format<F>::bytes % 512, done = format<F>::bytes - rest;
+            if (lane < rest / 16) copy_stream16(to + done, from + done, true, policy);
             b += LINEAR_WARPS;
         }
         copy_async_commit();
@@ -424,16 +443,16 @@ template <xlstm_dtype F> struct cursor {
 
 /* Blocks are handed tiles of 16 weight rows; the warps of a block share a tile's columns and add up at its end. Each
  * warp keeps its next batches of weights, also across tiles and across the wait for the previous kernel, on their way
- * to its ring of slots. Entries are of format F, or float32 (gates). NT: tiles of 8 columns. */
-template <xlstm_dtype F, int NT>
-__global__ void __launch_bounds__(LINEAR_THREADS, 2) block_kernel(const __grid_constant__ block_args a)
+ * to its ring of slots. NT: tiles of 8 columns. FUSED: x goes through a norm. The register limit leaves room beside two
+ * blocks, for those of the kernels that follow: they wait there, with their first data on the way. */
+template <xlstm_dtype F, int NT, bool FUSED>
+__global__ void __launch_bounds__(LINEAR_THREADS, NT == 1 ? 3 : 2) block_kernel(const __grid_constant__ block_args a)
 {
     extern __shared__ __align__(128) uint8_t memory[];
-    constexpr uint32_t RT = NT == 4 ? 2 : 1;                      /* tiles of 8 rows where weights are float32 */
-    constexpr uint32_t WIDE = NT * 4 > RT * 8 ? NT * 4 : RT * 8, RED = WIDE + 2; /* row stride of partial sums */
+    constexpr uint32_t RED = NT * 4 + 2; /* row stride of partial sums */
     constexpr uint32_t SLOT = format<F>::bytes;
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    uint32_t halves = a.swiglu ? 2 : 1, n_columns = 2 * a.rows * a.pairs;
+    uint32_t halves = a.swiglu ? 2 : 1, n_columns = 2 * a.rows * a.pairs, batches = a.groups * format<F>::batches;
     float *partial = (float *)(memory + LINEAR_WARPS * STAGES * SLOT);
     fused_room &room = *(fused_room *)(partial + 2 * halves * LINEAR_WARPS * 16 * RED);
     uint32_t *handed = (uint32_t *)(&room + 1); /* [2] tile numbers */
@@ -443,35 +462,18 @@ __global__ void __launch_bounds__(LINEAR_THREADS, 2) block_kernel(const __grid_c
 
     cursor<F> ahead;
     ahead.tile = blockIdx.x;
+    ahead.policy = stream_policy();
     ahead.seek(a, warp, lane);
     for (uint32_t i = 0; i < STAGES; i++) ahead.go(a, slots + i * SLOT, a.tiles, warp, lane);
-    if (warp == 0 && a.counter != nullptr) {
-        uint32_t second = 0;
-        if (lane == 0) second = handed[1] = gridDim.x + atomicAdd(a.counter, 1u);
-        second = __shfl_sync(0xffffffffu, second, 0);
-        /* the second tile to the cache while the kernel before this one finishes */
-        uint32_t bytes = a.groups * quant_group_bytes(F), piece = bytes / 16 / 32 * 16;
-        if (second < a.tiles) {
-            const linear_entry &e = entry_of(a, second);
-            if (e.format == F && piece > 0) {
-                size_t at = (size_t)(second - e.tile0) * bytes + lane * piece;
-                prefetch_bytes(e.w + at, piece);
-                if (a.swiglu) prefetch_bytes(a.e[1].w + at, piece);
-            }
-        }
-    }
+    if (threadIdx.x == 0 && a.counter != nullptr) handed[1] = gridDim.x + atomicAdd(a.counter, 1u);
     pdl_go();
-    if (a.in.source != STORED) {
-        float w[FUSED_EACH][8], v[FUSED_ROWS][FUSED_EACH][8];
-        fused_weights(w, a.in);
-        pdl_wait();
-        fused_rows(v, w, a.in, a.rows, room);
+    if constexpr (FUSED) {
+        float v[FUSED_EACH][8];
+        fused_row(v, a.in, room);
+        if (a.small_rows > 0) small_rows<true>(a, v, partial);
 #pragma unroll
-        for (uint32_t m = 0; m < FUSED_ROWS; m++) {
-#pragma unroll
-            for (int j = 0; j < FUSED_EACH; j++) {
-                if (m < a.rows && fused_group(j) < a.groups) write_group<F>(a, c, m, fused_group(j), v[m][j]);
-            }
+        for (int j = 0; j < FUSED_EACH; j++) {
+            if (fused_group(j) < a.groups) write_group<F>(a, c, 0, fused_group(j), v[j]);
         }
     } else {
         pdl_wait();
@@ -483,6 +485,7 @@ __global__ void __launch_bounds__(LINEAR_THREADS, 2) block_kernel(const __grid_c
             copy_async_commit();
             copy_async_wait<0>();
         }
+        if (a.small_rows > 0) small_rows<false>(a, nullptr, partial);
     }
     __syncthreads();
 
@@ -500,77 +503,35 @@ __global__ void __launch_bounds__(LINEAR_THREADS, 2) block_kernel(const __grid_c
     for (uint32_t tile = blockIdx.x; tile < a.tiles; turn ^= 1) {
         const linear_entry &e = entry_of(a, tile);
         if (threadIdx.x == 0 && a.counter != nullptr) fetched = gridDim.x + atomicAdd(a.counter, 1u);
-        bool main = e.format == F;
         float *mine = partial + (turn * halves * LINEAR_WARPS + warp) * 16 * RED;
-        if (main) {
-            uint32_t b = warp, batches = a.groups * format<F>::batches, first = 0;
-            for (uint32_t half = 0; half < halves; half++) {
-                float acc[NT][2] = {};
-                for (; b < first + batches; b += LINEAR_WARPS) {
-                    copy_async_wait<STAGES - 1>();
-                    __syncwarp();
-                    consume<F, NT>(acc, ring + slot * SLOT, in, b - first, lane);
-                    __syncwarp();
-                    ahead.go(a, slots + slot * SLOT, following, warp, lane);
-                    slot = (slot + 1) % STAGES;
-                }
-                float *to = mine + half * LINEAR_WARPS * 16 * RED;
-#pragma unroll
-                for (int nt = 0; nt < NT; nt++) {
-                    to[g * RED + nt * 4 + t] = acc[nt][0];
-                    to[(g + 8) * RED + nt * 4 + t] = acc[nt][1];
-                }
-                first += batches;
-            }
-        } else {
-            float acc[RT][3][4] = {};
-            stored8 x[RT], next[RT];
-            size_t at[RT];
-            float scale = a.in.source == NORM ? room.scale[min(g, a.rows - 1)] : 1.0f;
-#pragma unroll
-            for (int i = 0; i < (int)RT; i++) {
-                at[i] = (size_t)(a.row0 + min(i * 8 + g, a.rows - 1)) * a.k + t * 8;
-                next[i].a = next[i].b = make_uint4(0, 0, 0, 0);
-                if (warp * 32 < a.k) next[i] = fetch8(a.in.x, at[i] + warp * 32, a.act);
-            }
-            for (uint32_t b = warp; b < a.k / 32; b += LINEAR_WARPS) {
-                float v[RT][8], weight[8];
-#pragma unroll
-                for (int i = 0; i < (int)RT; i++) {
-                    x[i] = next[i];
-                    if (b + LINEAR_WARPS < a.k / 32) next[i] = fetch8(a.in.x, at[i] + (b + LINEAR_WARPS) * 32, a.act);
-                    values8(v[i], x[i], a.act);
-                }
-                if (a.in.source == NORM) { /* rows that go through a norm are within the first tile */
-                    load8(weight, a.in.weight + b * 32 + t * 8);
-#pragma unroll
-                    for (int j = 0; j < 8; j++) v[0][j] = rounded_to(v[0][j] * scale * weight[j], a.act);
-                }
+        uint32_t b = warp;
+#pragma unroll 1
+        for (uint32_t first = 0; first < halves * batches; first += batches) {
+            float acc[NT][2] = {};
+#pragma unroll 1
+            for (; b < first + batches; b += LINEAR_WARPS) {
                 copy_async_wait<STAGES - 1>();
                 __syncwarp();
-                consume_float<RT>(acc, ring + slot * SLOT, v, a.act, lane);
+                consume<F, NT>(acc, ring + slot * SLOT, in, b - first, lane);
                 __syncwarp();
                 ahead.go(a, slots + slot * SLOT, following, warp, lane);
                 slot = (slot + 1) % STAGES;
             }
 #pragma unroll
-            for (int i = 0; i < (int)RT; i++) {
-                float sum[4];
-#pragma unroll
-                for (int e = 0; e < 4; e++) sum[e] = (acc[i][2][e] + acc[i][1][e]) + acc[i][0][e];
-                *(float2 *)(mine + g * RED + i * 8 + 2 * t) = make_float2(sum[0], sum[1]);
-                *(float2 *)(mine + (g + 8) * RED + i * 8 + 2 * t) = make_float2(sum[2], sum[3]);
+            for (int nt = 0; nt < NT; nt++) {
+                mine[g * RED + nt * 4 + t] = acc[nt][0];
+                mine[(g + 8) * RED + nt * 4 + t] = acc[nt][1];
             }
+            mine += LINEAR_WARPS * 16 * RED;
         }
         if (threadIdx.x == 0) handed[turn] = fetched;
         __syncthreads();
         const float *all = partial + turn * halves * LINEAR_WARPS * 16 * RED;
-        uint32_t pairs = main ? a.pairs : 1;
         auto added = [&](const float *from, uint32_t r, uint32_t m) {
             float sum = 0;
-            for (uint32_t p = pairs; p-- > 0;) {
+            for (uint32_t p = a.pairs; p-- > 0;) {
 #pragma unroll
-                for (uint32_t w = 0; w < LINEAR_WARPS; w++) sum += from[(w * 16 + r) * RED + m * pairs + p];
+                for (uint32_t w = 0; w < LINEAR_WARPS; w++) sum += from[(w * 16 + r) * RED + m * a.pairs + p];
             }
             return sum;
         };
@@ -597,26 +558,27 @@ struct choice {
     void (*columns)(const block_args, uint32_t);
     uint32_t bytes, batches; /* of a slot; a group */
 };
-template <xlstm_dtype F> choice choice_of(uint32_t nt)
+template <xlstm_dtype F> choice choice_of(uint32_t nt, bool fused)
 {
-    return {nt == 1   ? block_kernel<F, 1>
-            : nt == 2 ? block_kernel<F, 2>
-                      : block_kernel<F, 4>,
+    return {fused     ? block_kernel<F, 1, true>
+            : nt == 1 ? block_kernel<F, 1, false>
+            : nt == 2 ? block_kernel<F, 2, false>
+                      : block_kernel<F, 4, false>,
             columns_kernel<F>, format<F>::bytes, format<F>::batches};
 }
-choice choice_for(xlstm_dtype t, uint32_t nt)
+choice choice_for(xlstm_dtype t, uint32_t nt, bool fused = false)
 {
     switch (t) {
     case XLSTM_Q8_0:
-        return choice_of<XLSTM_Q8_0>(nt);
+        return choice_of<XLSTM_Q8_0>(nt, fused);
     case XLSTM_Q4_0:
-        return choice_of<XLSTM_Q4_0>(nt);
+        return choice_of<XLSTM_Q4_0>(nt, fused);
     case XLSTM_Q4_K:
-        return choice_of<XLSTM_Q4_K>(nt);
+        return choice_of<XLSTM_Q4_K>(nt, fused);
     case XLSTM_Q5_K:
-        return choice_of<XLSTM_Q5_K>(nt);
+        return choice_of<XLSTM_Q5_K>(nt, fused);
     default:
-        return choice_of<XLSTM_Q6_K>(nt);
+        return choice_of<XLSTM_Q6_K>(nt, fused);
     }
 }
 
@@ -637,8 +599,8 @@ size_t image_bytes(xlstm_dtype t, uint32_t rows, uint32_t pairs, uint32_t k)
 }
 size_t shared_bytes(xlstm_dtype t, uint32_t rows, uint32_t pairs, uint32_t k, uint32_t halves)
 {
-    uint32_t nt = tiles_for(rows * pairs), wide = XL_MAX(nt * 4, nt == 4 ? 16u : 8u);
-    return LINEAR_WARPS * STAGES * choice_for(t, nt).bytes + (2 * halves * LINEAR_WARPS * 16 * (wide + 2) + 4) * sizeof(float) +
+    uint32_t nt = tiles_for(rows * pairs);
+    return LINEAR_WARPS * STAGES * choice_for(t, nt).bytes + (2 * halves * LINEAR_WARPS * 16 * (nt * 4 + 2) + 4) * sizeof(float) +
            sizeof(fused_room) + image_bytes(t, rows, pairs, k);
 }
 
@@ -657,11 +619,17 @@ void cuda_block_launch(cuda_backend *be, const cuda_op *op, const uint32_t *chos
     block_args a = {};
     a.k = op->group[chosen[0]].weight->in;
     for (uint32_t i = 0; i < n_chosen; i++) {
-        a.e[i] = linear_entry_for(&op->group[chosen[i]]);
-        a.e[i].tile0 = a.tiles;
-        a.tiles += (a.e[i].n + 15) / 16;
+        linear_entry e = linear_entry_for(&op->group[chosen[i]]);
+        if (e.format == main) {
+            e.tile0 = a.tiles;
+            a.tiles += (e.n + 15) / 16;
+            a.e[a.n_entries++] = e;
+        } else {
+            e.tile0 = a.small_rows;
+            a.small_rows += e.n;
+            a.small[a.n_small++] = e;
+        }
     }
-    a.n_entries = n_chosen;
     a.swiglu = swiglu;
     if (swiglu) {
         a.e[0].out = op[1].y->data;
@@ -676,8 +644,8 @@ void cuda_block_launch(cuda_backend *be, const cuda_op *op, const uint32_t *chos
     a.act = be->opt.activations;
     a.in = input;
     uint32_t nt = tiles_for(rows * a.pairs);
-    choice c = choice_for(main, nt);
-    if (rows > FUSED_ROWS) { /* many columns: once for all */
+    choice c = choice_for(main, nt, input.source != STORED);
+    if (rows > IN_PLACE_ROWS) { /* many columns: once for all */
         a.image_bytes = (uint32_t)image_bytes(main, rows, a.pairs, a.k);
         a.image = (const uint8_t *)cuda_scratch(be, a.image_bytes);
         if (a.image == nullptr) return;
@@ -685,7 +653,7 @@ void cuda_block_launch(cuda_backend *be, const cuda_op *op, const uint32_t *chos
                     a, nt * 4);
     }
     /* handing out tiles needs a ring no longer than what a warp has of a tile */
-    uint32_t a_warp = XL_MIN(a.groups * c.batches, a.k / 32) / LINEAR_WARPS;
+    uint32_t a_warp = a.groups * c.batches / LINEAR_WARPS;
     if (a_warp >= STAGES && be->n_counters < COUNTERS) a.counter = be->counters + be->n_counters++;
     size_t smem = shared_bytes(main, rows, a.pairs, a.k, swiglu ? 2 : 1);
     uint32_t blocks = (uint32_t)be->sms * (smem * 2 + 4096 <= be->smem_max ? BLOCKS : 1);
@@ -695,9 +663,9 @@ void cuda_block_launch(cuda_backend *be, const cuda_op *op, const uint32_t *chos
 cudaError_t cuda_block_setup(cuda_backend *be)
 {
     for (xlstm_dtype t : {XLSTM_Q8_0, XLSTM_Q4_0, XLSTM_Q4_K, XLSTM_Q5_K, XLSTM_Q6_K}) {
-        for (uint32_t nt : {1u, 2u, 4u}) {
-            cudaError_t code = cudaFuncSetAttribute((const void *)choice_for(t, nt).kernel,
-                                                    cudaFuncAttributeMaxDynamicSharedMemorySize, (int)be->smem_max);
+        for (choice c : {choice_for(t, 1), choice_for(t, 1, true), choice_for(t, 2), choice_for(t, 4)}) {
+            cudaError_t code = cudaFuncSetAttribute((const void *)c.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                    (int)be->smem_max);
             if (code != cudaSuccess) return code;
         }
     }

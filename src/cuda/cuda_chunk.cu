@@ -77,7 +77,7 @@ __device__ __forceinline__ void fetch_rows(bf16 *to, const bf16 *from, size_t st
 __global__ void __launch_bounds__(THREADS) gates_kernel(const __grid_constant__ chunk_args a)
 {
     constexpr int PER = CHUNK / 32, WARPS = THREADS / 32, TOKENS = CHUNK / WARPS;
-    __shared__ float shared_rise[CHUNK], shared_most, part[WARPS][256];
+    __shared__ __align__(16) float shared_rise[CHUNK], part[WARPS][256], shared_most;
     uint32_t head = blockIdx.y, tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
     const cuda_chunk chunk = a.chunks[blockIdx.x];
     piece *out = a.pieces + (size_t)blockIdx.x * a.heads + head;

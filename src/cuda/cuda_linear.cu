@@ -11,8 +11,7 @@ namespace
 {
 
 constexpr int THREADS = LINEAR_THREADS, WARPS = LINEAR_WARPS, STEP = LINEAR_STEP, MAX_COLUMNS = 32;
-constexpr uint32_t BLOCKS = 2;       /* a multiprocessor */
-constexpr uint32_t PREFETCH = 4096; /* bytes of a weight row */
+constexpr uint32_t BLOCKS = 2; /* a multiprocessor */
 
 struct linear_args {
     linear_entry e[8];
@@ -21,7 +20,6 @@ struct linear_args {
     uint32_t stages;                                     /* slots of a warp's ring: 4, or 2 */
     uint32_t *counter; /* hands out tiles after the first of each block; NULL: every gridDim-th, for small k */
     uint32_t row0;     /* first row of x and of the outputs */
-    uint32_t prefetch; /* bytes of a row, see prefetch_tile */
     xlstm_dtype act;
     linear_input in;
     bool swiglu; /* a tile is 8 rows of entry 0 and 8 of entry 1; entry 0's output gets silu(first) * second */
@@ -84,21 +82,21 @@ template <xlstm_dtype F> constexpr uint32_t batch_steps = F == XLSTM_F32 ? 1 : 2
  * lane's 8 columns of step 0 in rows g and g + 8. */
 template <xlstm_dtype F>
 __device__ __forceinline__ void issue(uint32_t slot, const uint8_t *lo, const uint8_t *hi, uint32_t b, uint32_t steps,
-                                      uint32_t lane)
+                                      uint32_t lane, uint64_t policy)
 {
     uint32_t mine = slot + lane * 16;
     if constexpr (F == XLSTM_F32) {
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
-            copy_stream16(mine + h * 512, lo + (size_t)b * 128 + h * 16, true);
-            copy_stream16(mine + 1024 + h * 512, hi + (size_t)b * 128 + h * 16, true);
+            copy_stream16(mine + h * 512, lo + (size_t)b * 128 + h * 16, true, policy);
+            copy_stream16(mine + 1024 + h * 512, hi + (size_t)b * 128 + h * 16, true, policy);
         }
     } else {
 #pragma unroll
         for (uint32_t u = 0; u < 2; u++) {
             uint32_t s = b * 2 + u;
-            copy_stream16(mine + u * 1024, lo + (s < steps ? (size_t)s * 64 : 0), s < steps);
-            copy_stream16(mine + u * 1024 + 512, hi + (s < steps ? (size_t)s * 64 : 0), s < steps);
+            copy_stream16(mine + u * 1024, lo + (s < steps ? (size_t)s * 64 : 0), s < steps, policy);
+            copy_stream16(mine + u * 1024 + 512, hi + (s < steps ? (size_t)s * 64 : 0), s < steps, policy);
         }
     }
 }
@@ -165,6 +163,7 @@ __device__ __forceinline__ const linear_entry &entry_of(const linear_args &a, ui
 template <xlstm_dtype F> struct cursor {
     uint32_t tile, b, batches;
     const uint8_t *lo, *hi;
+    uint64_t policy;
     bool main;
 
     /* Moves to the first tile from `tile` on that has a batch for this warp. */
@@ -192,29 +191,20 @@ template <xlstm_dtype F> struct cursor {
             seek(a, steps, warp, lane);
         }
         if (tile < a.tiles) {
-            if (main) issue<F>(slot, lo, hi, b, steps, lane);
-            else issue<XLSTM_F32>(slot, lo, hi, b, steps, lane);
+            if (main) issue<F>(slot, lo, hi, b, steps, lane, policy);
+            else issue<XLSTM_F32>(slot, lo, hi, b, steps, lane, policy);
             b += WARPS;
         }
         copy_async_commit();
     }
 };
 
-/* What of its first tile does not fit into a block's ring goes to the second-level cache while the kernel before this one
- * finishes; lane: a row. */
-__device__ __forceinline__ void prefetch_tile(const linear_args &a, uint32_t lane)
-{
-    const linear_entry &e = a.swiglu ? a.e[lane / 8] : entry_of(a, blockIdx.x);
-    uint32_t row = a.swiglu ? blockIdx.x * 8 + lane % 8 : (blockIdx.x - e.tile0) * 16 + lane, from = a.stages * WARPS * 128, bytes = (uint32_t)e.pitch * 2;
-    if (e.format == XLSTM_F32 || row >= e.n || from >= bytes || a.prefetch == 0) return;
-    prefetch_bytes(e.w + (size_t)row * bytes + from, min(bytes - from, a.prefetch));
-}
-
 /* Blocks are handed tiles of 16 weight rows; the warps of a block share a tile's columns and add up at its end. Each
  * warp keeps its next batches of weights, also across tiles and across the wait for the previous kernel, on their way
- * to its ring of slots. Entries are of format F, or float32 (gates). */
-template <xlstm_dtype F, int NT>
-__global__ void __launch_bounds__(THREADS, 2) linear_kernel(const __grid_constant__ linear_args a)
+ * to its ring of slots. Entries are of format F, or float32 (gates). FUSED: x goes through a norm. The register limit leaves
+ * room beside two blocks, for those of the kernels that follow: they wait there, with their first data on the way. */
+template <xlstm_dtype F, int NT, bool FUSED>
+__global__ void __launch_bounds__(THREADS, NT == 1 ? 3 : 2) linear_kernel(const __grid_constant__ linear_args a)
 {
     extern __shared__ __align__(128) uint8_t memory[];
     constexpr uint32_t RED = 8 * NT + 2; /* row stride of partial sums: even, and spread over the banks */
@@ -230,26 +220,21 @@ __global__ void __launch_bounds__(THREADS, 2) linear_kernel(const __grid_constan
 
     cursor<F> ahead;
     ahead.tile = blockIdx.x;
+    ahead.policy = stream_policy();
     ahead.seek(a, steps, warp, lane);
     for (uint32_t i = 0; i < a.stages; i++) ahead.go(a, slots + i * SLOT, a.tiles, steps, warp, lane);
     if (threadIdx.x == 0 && a.counter != nullptr) handed[1] = gridDim.x + atomicAdd(a.counter, 1u);
-    if (F != XLSTM_F32 && warp == 0 && lane < 16) prefetch_tile(a, lane);
     pdl_go();
-    if (a.in.source == STORED) {
+    if constexpr (FUSED) {
+        float v[FUSED_EACH][8];
+        fused_row(v, a.in, room);
+#pragma unroll
+        for (int j = 0; j < FUSED_EACH; j++) {
+            if (fused_column(j) < a.k) write_parts(a, columns, 0, fused_column(j), v[j]);
+        }
+    } else {
         pdl_wait();
         make_columns(a, columns);
-    } else {
-        float w[FUSED_EACH][8], v[FUSED_ROWS][FUSED_EACH][8];
-        fused_weights(w, a.in);
-        pdl_wait();
-        fused_rows(v, w, a.in, a.rows, room);
-#pragma unroll
-        for (uint32_t m = 0; m < FUSED_ROWS; m++) {
-#pragma unroll
-            for (int j = 0; j < FUSED_EACH; j++) {
-                if (m < a.rows && fused_column(j) < a.k) write_parts(a, columns, m, fused_column(j), v[m][j]);
-            }
-        }
     }
     __syncthreads();
 
@@ -418,11 +403,11 @@ __global__ void __launch_bounds__(NARROW_WARPS * 32) narrow_kernel(const __grid_
 
 typedef void (*linear_fn)(const linear_args);
 
-template <int NT> linear_fn kernel_for(xlstm_dtype t)
+template <int NT, bool FUSED = false> linear_fn kernel_for(xlstm_dtype t)
 {
-    return t == XLSTM_BF16  ? linear_kernel<XLSTM_BF16, NT>
-           : t == XLSTM_F16 ? linear_kernel<XLSTM_F16, NT>
-                            : linear_kernel<XLSTM_F32, NT>;
+    return t == XLSTM_BF16  ? linear_kernel<XLSTM_BF16, NT, FUSED>
+           : t == XLSTM_F16 ? linear_kernel<XLSTM_F16, NT, FUSED>
+                            : linear_kernel<XLSTM_F32, NT, FUSED>;
 }
 
 uint32_t parts_of(xlstm_dtype act) { return act == XLSTM_BF16 ? 1 : act == XLSTM_F16 ? 2 : 3; }
@@ -491,9 +476,11 @@ void launch_few(cuda_backend *be, const cuda_op *op, const uint32_t *chosen, uin
     a.x_bytes = rows * a.parts * a.x_pitch * 2;
     a.act = be->opt.activations;
     a.in = input;
-    a.prefetch = PREFETCH;
     uint32_t nt = tiles_for(rows * a.parts);
-    linear_fn kernel = nt == 1 ? kernel_for<1>(main) : nt == 2 ? kernel_for<2>(main) : kernel_for<4>(main);
+    linear_fn kernel = input.source != STORED ? kernel_for<1, true>(main)
+                       : nt == 1              ? kernel_for<1>(main)
+                       : nt == 2              ? kernel_for<2>(main)
+                                              : kernel_for<4>(main);
     /* handing out tiles needs a ring no longer than what a warp has of a tile */
     uint32_t a_warp = (a.k + STEP - 1) / STEP / (main == XLSTM_F32 ? 1 : 2) / WARPS;
     a.stages = a_warp >= 4 && a.x_bytes + other_bytes(4, nt) <= be->smem_max ? 4 : 2;
@@ -602,11 +589,7 @@ static bool goes_through(const cuda_backend *be, const cuda_op *norm, const cuda
         return false;
     }
     if (norm->kind == cuda_op::RMSNORM) return norm->norm.width == k;
-    if (norm->kind != cuda_op::MHNORM || width % 256 != 0 || be->opt.num_heads * width != k) return false;
-    for (uint32_t i = 0; i < op->n; i++) { /* float32 beside block formats reads x as it is stored */
-        if (!cuda_plain(op->group[0].weight->dtype) != !cuda_plain(op->group[i].weight->dtype)) return false;
-    }
-    return true;
+    return norm->kind == cuda_op::MHNORM && width % 256 == 0 && be->opt.num_heads * width == k;
 }
 
 bool cuda_norm_goes_through(const cuda_backend *be, const cuda_op *norm, uint32_t rows)
@@ -654,7 +637,7 @@ bool cuda_swiglu_is_done(const cuda_backend *be, const cuda_op *swiglu, uint32_t
 cudaError_t cuda_linear_setup(cuda_backend *be)
 {
     for (xlstm_dtype f : {XLSTM_BF16, XLSTM_F16, XLSTM_F32}) {
-        linear_fn kernels[] = {kernel_for<1>(f), kernel_for<2>(f), kernel_for<4>(f)};
+        linear_fn kernels[] = {kernel_for<1>(f), kernel_for<1, true>(f), kernel_for<2>(f), kernel_for<4>(f)};
         for (linear_fn k : kernels) {
             cudaError_t code =
                 cudaFuncSetAttribute((const void *)k, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)be->smem_max);
@@ -725,7 +708,8 @@ void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows)
         for (int small = 1; small >= 0; small--) { /* gates first: their tiles take longest */
             for (uint32_t i = 0; i < op->n; i++) {
                 xlstm_dtype f = op->group[i].weight->dtype;
-                if (!left[i] || (f != main && f != XLSTM_F32) || (op->group[i].weight->out < 64) != (small == 1)) continue;
+                bool is_small = op->group[i].weight->out < SMALL_OUT;
+                if (!left[i] || is_small != (small == 1) || (f != main && (f != XLSTM_F32 || (!is_small && !cuda_plain(main))))) continue;
                 chosen[n_chosen++] = i;
                 left[i] = false;
             }

@@ -23,11 +23,10 @@ struct linear_entry {
 
 linear_entry linear_entry_for(const xl_linear *l);
 
-/* Where a launch for few rows gets x from: as it is stored, or through the norm in front of it, which each block then
- * computes for itself (a kernel less to wait for). Rows that go through a norm are at most FUSED_ROWS, of a multiple of 256
- * values, at most 4096. */
+/* Where a launch for few rows gets x from: as it is stored, or, for one row, through the norm in front of it, which each
+ * block then computes for itself (a kernel less to wait for); the row has a multiple of 256 values, at most 4096. */
 enum linear_source { STORED, NORM, HEADS };
-constexpr uint32_t FUSED_ROWS = 2, FUSED_WIDTH = 4096;
+constexpr uint32_t FUSED_ROWS = 1, FUSED_WIDTH = 4096;
 struct linear_input {
     const void *x, *gate; /* HEADS: gate is the output gate before its sigmoid */
     const float *weight;
@@ -69,109 +68,90 @@ __device__ __forceinline__ void values8(float v[8], const stored8 &r, xlstm_dtyp
     }
 }
 
-/* What the threads of a block share while they normalise rows: per row and 256 columns, or per row and warp. */
+/* What the threads of a block share while they normalise the row: per 256 columns, or per warp. */
 struct alignas(16) fused_room {
-    float a[FUSED_ROWS][FUSED_WIDTH / 256], b[FUSED_ROWS][FUSED_WIDTH / 256];
-    alignas(16) float scale[FUSED_ROWS];
+    float a[FUSED_WIDTH / 256], b[FUSED_WIDTH / 256];
 };
 
-/* A thread has of each row 8 columns from 256 group + 8 lane on, of groups warp and warp + 8. */
+/* A thread has 8 columns from 256 group + 8 lane on, of groups warp and warp + 8. */
 constexpr int FUSED_EACH = FUSED_WIDTH / 256 / LINEAR_WARPS;
 __device__ __forceinline__ uint32_t fused_group(int j) { return threadIdx.x / 32 + j * LINEAR_WARPS; }
 __device__ __forceinline__ uint32_t fused_column(int j) { return fused_group(j) * 256 + threadIdx.x % 32 * 8; }
 
-/* The norm's weights; they are fetched before the wait for the kernel in front. */
-__device__ __forceinline__ void fused_weights(float w[FUSED_EACH][8], const linear_input &in)
+/* The row's values after the norm, rounded to the activations' format. All threads of the block call; the norm's weights
+ * are fetched before the wait for the kernel in front. */
+__device__ __forceinline__ void fused_row(float v[FUSED_EACH][8], const linear_input &in, fused_room &room)
 {
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float w[FUSED_EACH][8];
+    stored8 raw[FUSED_EACH], gate[FUSED_EACH];
 #pragma unroll
     for (int j = 0; j < FUSED_EACH; j++) {
         if (fused_column(j) < in.k) load8(w[j], in.weight + fused_column(j));
     }
-}
-
-/* The rows' values after the norm, rounded to the activations' format. All threads of the block call. */
-__device__ __forceinline__ void fused_rows(float v[FUSED_ROWS][FUSED_EACH][8], const float w[FUSED_EACH][8],
-                                           const linear_input &in, uint32_t rows, fused_room &room)
-{
-    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    stored8 raw[FUSED_ROWS][FUSED_EACH], gate[FUSED_ROWS][FUSED_EACH];
+    pdl_wait();
 #pragma unroll
-    for (uint32_t m = 0; m < FUSED_ROWS; m++) {
+    for (int j = 0; j < FUSED_EACH; j++) {
+        raw[j].a = raw[j].b = gate[j].a = gate[j].b = make_uint4(0, 0, 0, 0);
+        if (fused_column(j) >= in.k) continue;
+        size_t at = (size_t)in.row0 * in.k + fused_column(j);
+        raw[j] = fetch8(in.x, at, in.act);
+        if (in.source == HEADS) gate[j] = fetch8(in.gate, at, in.act);
+    }
+    float sum = 0;
 #pragma unroll
-        for (int j = 0; j < FUSED_EACH; j++) {
-            raw[m][j].a = raw[m][j].b = gate[m][j].a = gate[m][j].b = make_uint4(0, 0, 0, 0);
-            if (m >= rows || fused_column(j) >= in.k) continue;
-            size_t at = (size_t)(in.row0 + m) * in.k + fused_column(j);
-            raw[m][j] = fetch8(in.x, at, in.act);
-            if (in.source == HEADS) gate[m][j] = fetch8(in.gate, at, in.act);
+    for (int j = 0; j < FUSED_EACH; j++) {
+        values8(v[j], raw[j], in.act);
+        if (in.source == NORM) {
+#pragma unroll
+            for (int e = 0; e < 8; e++) sum += v[j][e] * v[j][e];
+        } else if (fused_column(j) < in.k) { /* 256 values by themselves: mean, and squares around it */
+            float mean = 0, squares = 0;
+#pragma unroll
+            for (int e = 0; e < 8; e++) mean += v[j][e];
+            mean = warp_sum(mean) / 256;
+#pragma unroll
+            for (int e = 0; e < 8; e++) squares += (v[j][e] - mean) * (v[j][e] - mean);
+            squares = warp_sum(squares);
+            if (lane == 0) room.a[fused_group(j)] = mean, room.b[fused_group(j)] = squares;
         }
     }
-#pragma unroll
-    for (uint32_t m = 0; m < FUSED_ROWS; m++) {
-        if (m >= rows) continue;
-        float sum = 0;
-#pragma unroll
-        for (int j = 0; j < FUSED_EACH; j++) {
-            values8(v[m][j], raw[m][j], in.act);
-            if (in.source == NORM) {
-#pragma unroll
-                for (int e = 0; e < 8; e++) sum += v[m][j][e] * v[m][j][e];
-            } else if (fused_column(j) < in.k) { /* 256 values by themselves: mean, and squares around it */
-                float mean = 0, squares = 0;
-#pragma unroll
-                for (int e = 0; e < 8; e++) mean += v[m][j][e];
-                mean = warp_sum(mean) / 256;
-#pragma unroll
-                for (int e = 0; e < 8; e++) squares += (v[m][j][e] - mean) * (v[m][j][e] - mean);
-                squares = warp_sum(squares);
-                if (lane == 0) room.a[m][fused_group(j)] = mean, room.b[m][fused_group(j)] = squares;
-            }
-        }
-        if (in.source == NORM) {
-            sum = warp_sum(sum);
-            if (lane == 0) room.a[m][warp] = sum;
-        }
+    if (in.source == NORM) {
+        sum = warp_sum(sum);
+        if (lane == 0) room.a[warp] = sum;
     }
     __syncthreads();
+    if (in.source == NORM) {
+        sum = 0;
 #pragma unroll
-    for (uint32_t m = 0; m < FUSED_ROWS; m++) {
-        if (m >= rows) continue;
-        uint32_t row = in.row0 + m;
-        if (in.source == NORM) {
-            float sum = 0;
+        for (uint32_t i = 0; i < LINEAR_WARPS; i++) sum += room.a[i];
+        float scale = 1.0f / sqrtf(sum / (float)in.k + in.eps);
+        if (blockIdx.x == 0 && threadIdx.x == 0 && !is_finite(sum))
+            report(in.faults, in.origin != nullptr ? in.origin[in.row0] : in.row0, in.fault);
 #pragma unroll
-            for (uint32_t i = 0; i < LINEAR_WARPS; i++) sum += room.a[m][i];
-            float scale = 1.0f / sqrtf(sum / (float)in.k + in.eps);
-            if (threadIdx.x == 0) {
-                room.scale[m] = scale;
-                if (blockIdx.x == 0 && !is_finite(sum)) report(in.faults, in.origin != nullptr ? in.origin[row] : row, in.fault);
-            }
+        for (int j = 0; j < FUSED_EACH; j++) {
 #pragma unroll
-            for (int j = 0; j < FUSED_EACH; j++) {
-#pragma unroll
-                for (int e = 0; e < 8; e++) v[m][j][e] = rounded_to(v[m][j][e] * scale * w[j][e], in.act);
-            }
-        } else {
-            uint32_t each = in.width / 256;
-#pragma unroll
-            for (int j = 0; j < FUSED_EACH; j++) {
-                if (fused_column(j) >= in.k) continue;
-                uint32_t first = fused_group(j) / each * each;
-                float mean = 0, squares = 0, g[8];
-                for (uint32_t i = 0; i < each; i++) mean += room.a[m][first + i];
-                mean /= (float)each;
-                for (uint32_t i = 0; i < each; i++) {
-                    float d = room.a[m][first + i] - mean;
-                    squares += room.b[m][first + i] + 256 * d * d;
-                }
-                if (blockIdx.x == 0 && lane == 0 && !is_finite(squares)) report(in.faults, row, in.fault);
-                float scale = 1.0f / sqrtf(squares / (float)in.width + in.eps);
-                values8(g, gate[m][j], in.act);
-#pragma unroll
-                for (int e = 0; e < 8; e++)
-                    v[m][j][e] = rounded_to(sigmoid(g[e]) * ((v[m][j][e] - mean) * scale * w[j][e]), in.act);
-            }
+            for (int e = 0; e < 8; e++) v[j][e] = rounded_to(v[j][e] * scale * w[j][e], in.act);
         }
+        return;
+    }
+    uint32_t each = in.width / 256;
+#pragma unroll
+    for (int j = 0; j < FUSED_EACH; j++) {
+        if (fused_column(j) >= in.k) continue;
+        uint32_t first = fused_group(j) / each * each;
+        float mean = 0, squares = 0, g[8];
+        for (uint32_t i = 0; i < each; i++) mean += room.a[first + i];
+        mean /= (float)each;
+        for (uint32_t i = 0; i < each; i++) {
+            float d = room.a[first + i] - mean;
+            squares += room.b[first + i] + 256 * d * d;
+        }
+        if (blockIdx.x == 0 && lane == 0 && !is_finite(squares)) report(in.faults, in.row0, in.fault);
+        float scale = 1.0f / sqrtf(squares / (float)in.width + in.eps);
+        values8(g, gate[j], in.act);
+#pragma unroll
+        for (int e = 0; e < 8; e++) v[j][e] = rounded_to(sigmoid(g[e]) * ((v[j][e] - mean) * scale * w[j][e]), in.act);
     }
 }
 
@@ -224,19 +204,9 @@ __device__ __forceinline__ void store_sum(const linear_entry &e, uint32_t row, u
     }
 }
 
-/* Fetches `bytes` (a multiple of 16) to the second-level cache. */
-__device__ __forceinline__ void prefetch_bytes(const void *from, uint32_t bytes)
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#else
-    for (uint32_t i = 0; i < bytes; i += 128)
-        asm volatile("prefetch.global.L2 [%0];" ::"l"((const uint8_t *)from + i) : "memory");
-#endif
-}
-
 /* cuda_block.cu: rows a launch takes, and a launch for rows row0 .. of the products `chosen` of `op`, whose weights are
- * of the block format `main` or, where small, float32. x has a multiple of 32 columns. */
+ * of the block format `main` or, where they have less than SMALL_OUT rows, float32. x has a multiple of 32 columns. */
+constexpr uint32_t SMALL_OUT = 64;
 uint32_t cuda_block_rows(const cuda_backend *be, xlstm_dtype main, uint32_t k);
 void cuda_block_launch(cuda_backend *be, const cuda_op *op, const uint32_t *chosen, uint32_t n_chosen, xlstm_dtype main,
                        uint32_t row0, uint32_t rows, linear_input input, bool swiglu);
