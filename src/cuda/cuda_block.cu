@@ -499,7 +499,7 @@ __global__ void __launch_bounds__(LINEAR_THREADS, NT == 1 ? 3 : 2) block_kernel(
     in.factor = c.factor + t;
     in.offset = c.offset + t;
 
-    uint32_t turn = 0, following = a.counter != nullptr ? handed[1] : blockIdx.x + gridDim.x, fetched = 0;
+    uint32_t turn = 0, reducer = 0, following = a.counter != nullptr ? handed[1] : blockIdx.x + gridDim.x, fetched = 0;
     for (uint32_t tile = blockIdx.x; tile < a.tiles; turn ^= 1) {
         const linear_entry &e = entry_of(a, tile);
         if (threadIdx.x == 0 && a.counter != nullptr) fetched = gridDim.x + atomicAdd(a.counter, 1u);
@@ -535,7 +535,8 @@ __global__ void __launch_bounds__(LINEAR_THREADS, NT == 1 ? 3 : 2) block_kernel(
             }
             return sum;
         };
-        for (uint32_t o = threadIdx.x; o < 16 * a.rows; o += LINEAR_THREADS) {
+        /* the few threads with something to add are in another warp each time */
+        for (uint32_t o = (threadIdx.x + 32 * reducer) % LINEAR_THREADS; o < 16 * a.rows; o += LINEAR_THREADS) {
             uint32_t r = o % 16, m = o / 16, n = (tile - e.tile0) * 16 + r;
             if (n >= e.n) continue;
             float sum = added(all, r, m);
@@ -546,6 +547,7 @@ __global__ void __launch_bounds__(LINEAR_THREADS, NT == 1 ? 3 : 2) block_kernel(
                 store_sum(e, a.row0 + m, n, sum, a.act);
             }
         }
+        reducer++;
         tile = following;
         following = a.counter != nullptr ? handed[turn] : tile + gridDim.x;
     }

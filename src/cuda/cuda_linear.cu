@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(THREADS, NT == 1 ? 3 : 2) linear_kernel(const 
     for (int nt = 0; nt < NT; nt++)
         x[nt] = columns + (size_t)min((uint32_t)nt * 8 + g, a.rows * a.parts - 1) * a.x_pitch + t * 8;
 
-    uint32_t turn = 0, following = a.counter != nullptr ? handed[1] : blockIdx.x + gridDim.x, fetched = 0;
+    uint32_t turn = 0, reducer = 0, following = a.counter != nullptr ? handed[1] : blockIdx.x + gridDim.x, fetched = 0;
     for (uint32_t tile = blockIdx.x; tile < a.tiles; turn ^= 1) {
         const linear_entry &e = entry_of(a, tile);
         if (threadIdx.x == 0 && a.counter != nullptr) fetched = gridDim.x + atomicAdd(a.counter, 1u);
@@ -279,18 +279,20 @@ __global__ void __launch_bounds__(THREADS, NT == 1 ? 3 : 2) linear_kernel(const 
             }
             return sum;
         };
+        /* the few threads with something to add are in another warp each time */
         if (a.swiglu) {
-            for (uint32_t o = threadIdx.x; o < 8 * a.rows; o += THREADS) {
+            for (uint32_t o = (threadIdx.x + 32 * reducer) % THREADS; o < 8 * a.rows; o += THREADS) {
                 uint32_t r = o % 8, m = o / 8, n = tile * 8 + r;
                 if (n < e.n)
                     store_plain(e.out, (size_t)(a.row0 + m) * e.stride + n, a.act, gated(added(r, m), added(r + 8, m), a.act));
             }
         } else {
-            for (uint32_t o = threadIdx.x; o < 16 * a.rows; o += THREADS) {
+            for (uint32_t o = (threadIdx.x + 32 * reducer) % THREADS; o < 16 * a.rows; o += THREADS) {
                 uint32_t r = o % 16, m = o / 16, n = (tile - e.tile0) * 16 + r;
                 if (n < e.n) store_sum(e, a.row0 + m, n, added(r, m), a.act);
             }
         }
+        reducer++;
         tile = following;
         following = a.counter != nullptr ? handed[turn] : tile + gridDim.x;
     }
