@@ -10,7 +10,7 @@
 namespace
 {
 
-constexpr uint32_t BLOCKS = 2; /* a multiprocessor */
+constexpr uint32_t BLOCKS = 3; /* a multiprocessor, where they fit */
 constexpr uint32_t STAGES = 2; /* slots of a warp's ring */
 constexpr uint32_t IN_PLACE_ROWS = 2;      /* more are made into columns by a kernel of its own, once for all blocks */
 constexpr int MAGIC = 0x4b400000;         /* as integer sums begin with it, their bits are the float MAGIC_FLOAT + sum */
@@ -658,7 +658,9 @@ void cuda_block_launch(cuda_backend *be, const cuda_op *op, const uint32_t *chos
     uint32_t a_warp = a.groups * c.batches / LINEAR_WARPS;
     if (a_warp >= STAGES && be->n_counters < COUNTERS) a.counter = be->counters + be->n_counters++;
     size_t smem = shared_bytes(main, rows, a.pairs, a.k, swiglu ? 2 : 1);
-    uint32_t blocks = (uint32_t)be->sms * (smem * 2 + 4096 <= be->smem_max ? BLOCKS : 1);
+    uint32_t blocks = nt == 1 ? BLOCKS : 2;
+    while (blocks > 1 && (smem + 1024) * blocks > be->smem_max + 1024) blocks--;
+    blocks *= (uint32_t)be->sms;
     cuda_launch(be, "linear", c.kernel, dim3(XL_MIN(a.tiles, blocks)), dim3(LINEAR_THREADS), smem, a);
 }
 

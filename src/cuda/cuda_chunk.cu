@@ -91,29 +91,25 @@ __global__ void __launch_bounds__(THREADS) gates_kernel(const __grid_constant__ 
         if (token < chunk.count && lane * 8 < a.dq)
             key[j] = *(const uint4 *)(a.k + ((size_t)(chunk.row + token) * a.heads + head) * a.dq + lane * 8);
     }
-    if (warp == 0) {
-        float ig[PER], b[PER], rise[PER], peak[PER];
-#pragma unroll
-        for (int j = 0; j < PER; j++) {
-            uint32_t row = PER * lane + j;
-            ig[j] = -INFINITY, b[j] = 0;
-            if (row < chunk.count) {
-                const float *gates = a.gates + (size_t)(chunk.row + row) * 2 * a.heads + head;
-                ig[j] = gates[0], b[j] = gates[a.heads];
-            }
+    if (tid < CHUNK) {
+        float i = -INFINITY, lf = 0;
+        if (tid < chunk.count) {
+            const float *gates = a.gates + (size_t)(chunk.row + tid) * 2 * a.heads + head;
+            i = soft_cap(gates[0], a.cap);
+            float f = soft_cap(gates[a.heads], a.cap);
+            if (a.round_gates) i = rounded<bf16>(i), f = rounded<bf16>(f);
+            lf = log_sigmoid(f);
+            if (!is_finite(i) || !is_finite(lf)) report(a.faults, chunk.row + tid, a.fault);
         }
-        float sum = 0;
+        shared_rise[tid] = i;
+        part[0][tid] = lf;
+    }
+    __syncthreads();
+    if (warp == 0) {
+        float b[PER], rise[PER], peak[PER], sum = 0;
 #pragma unroll
         for (int j = 0; j < PER; j++) {
-            uint32_t row = PER * lane + j;
-            if (row < chunk.count) {
-                float i = soft_cap(ig[j], a.cap), f = soft_cap(b[j], a.cap);
-                if (a.round_gates) i = rounded<bf16>(i), f = rounded<bf16>(f);
-                float lf = log_sigmoid(f);
-                if (!is_finite(i) || !is_finite(lf)) report(a.faults, chunk.row + row, a.fault);
-                ig[j] = i;
-                sum += lf;
-            }
+            sum += part[0][PER * lane + j];
             b[j] = sum;
         }
         float before = sum;
@@ -127,7 +123,7 @@ __global__ void __launch_bounds__(THREADS) gates_kernel(const __grid_constant__ 
 #pragma unroll
         for (int j = 0; j < PER; j++) {
             b[j] += before;
-            rise[j] = ig[j] - b[j];
+            rise[j] = shared_rise[PER * lane + j] - b[j];
             most = j == 0 ? rise[0] : max_nan(most, rise[j]);
             peak[j] = most;
         }
@@ -165,7 +161,7 @@ __global__ void __launch_bounds__(THREADS) gates_kernel(const __grid_constant__ 
 
 /* ---- state ------------------------------------------------------------------------------------------------------ */
 
-constexpr int TQ = 128, TV = 64, STAGES = 4;
+constexpr int TQ = 128, TV = 64, STAGES = 4, STATE_THREADS = 512;
 
 struct stage {
     bf16 k[HALF][TQ + 8], v[HALF][TV + 8];
@@ -220,7 +216,7 @@ __device__ void walk_n(const chunk_args &a, const cuda_run &run, uint32_t head)
     bool fresh = w.index == run.chunk0;
     size_t n_at = a.n_block + (size_t)head * a.dq + tid, m_at = a.m_block + head;
     pdl_wait();
-    if (!w.there()) return;
+    if (!w.there() || tid >= 256) return;
     float n = tid < a.dq ? (fresh ? run.n_in[n_at] : run.n_out[n_at]) : 0.0f;
     piece *p = a.pieces + (size_t)w.index * a.heads + head;
     float m = fresh ? run.m_in[m_at] : (p - a.heads)->m_after;
@@ -254,32 +250,33 @@ __device__ __forceinline__ uint32_t times(uint32_t a, uint32_t b)
     return a;
 }
 
-/* The last block of a head does n and m. C is kept with values as rows and keys as columns, so that two neighbours in a
- * lane's registers are neighbours along keys, as q C wants its second operand. */
-__global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant__ chunk_args a)
+/* Blocks of tiles, head by head, then one a head that does n and m. C is kept with values as rows and keys as columns, so
+ * that two neighbours in a lane's registers are neighbours along keys, as q C wants its second operand. */
+__global__ void __launch_bounds__(STATE_THREADS, 2) state_kernel(const __grid_constant__ chunk_args a)
 {
     extern __shared__ __align__(128) uint8_t memory[];
     stage *stages = (stage *)memory;
-    uint32_t tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4, head = blockIdx.y;
-    const cuda_run run = a.runs[blockIdx.z];
+    uint32_t tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
+    uint32_t across = (a.dq + TQ - 1) / TQ, tiles = across * ((a.dv + TV - 1) / TV), head = blockIdx.x / tiles;
+    const cuda_run run = a.runs[blockIdx.y];
     pdl_go();
-    if (blockIdx.x == gridDim.x - 1) {
-        walk_n(a, run, head);
+    if (head >= a.heads) {
+        walk_n(a, run, blockIdx.x - tiles * a.heads);
         return;
     }
-    uint32_t across = (a.dq + TQ - 1) / TQ, row0 = blockIdx.x % across * TQ, column0 = blockIdx.x / across * TV;
-    uint32_t value0 = warp / 4 * 32, key0 = warp % 4 * 32; /* a warp has 32 values of 32 keys */
-    walk now = walk_of(a, run), next = now, ahead = now;
-    bool fresh = now.index == run.chunk0;
+    uint32_t tile = blockIdx.x % tiles, row0 = tile % across * TQ, column0 = tile / across * TV;
+    uint32_t value0 = warp / 8 * 32, key0 = warp % 8 * 16; /* a warp has 32 values of 16 keys */
+    walk next = walk_of(a, run), ahead = next;
+    bool fresh = next.index == run.chunk0;
     uint8_t *state = run.c + a.c_block;
     size_t head_at = (size_t)head * a.dq * a.dv;
-    if (!fresh || !now.there()) pdl_wait(); /* else C was last touched in an earlier pass */
-    if (!now.there()) return;
-    float c[2][4][4] = {};
+    if (!fresh || !next.there()) pdl_wait(); /* else C was last touched in an earlier pass */
+    if (!next.there()) return;
+    float c[2][2][4] = {};
 #pragma unroll
     for (int i = 0; i < 2; i++) {
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
+        for (int n = 0; n < 2; n++) {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 uint32_t row = row0 + key0 + n * 8 + 2 * t + e % 2, col = column0 + value0 + i * 16 + g + e / 2 * 8;
@@ -291,13 +288,13 @@ __global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant
         }
     }
     if (fresh) pdl_wait();
-    float m = fresh ? run.m_in[a.m_block + head] : a.pieces[(size_t)(now.index - 1) * a.heads + head].m_after;
+    float m = fresh ? run.m_in[a.m_block + head] : a.pieces[(size_t)(next.index - 1) * a.heads + head].m_after;
     float forget = 1;
 
     /* the weights of a half's tokens in the next state */
-    auto weigh = [&](stage &s, const walk &w) {
+    auto weigh = [&](stage &s) {
         float total = s.total;
-        if (w.half == 0) {
+        if (next.half == 0) {
             float m_new = max_nan(total + m, total + s.most);
             forget = expf(total + m - m_new);
             m = m_new;
@@ -305,15 +302,15 @@ __global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant
         if (tid < HALF) put(&s.weight[tid], __expf(total + s.rise[tid] - m));
     };
     /* this thread's part of the rows to come */
-    size_t first = (size_t)(run.row + now.done) * a.heads + head, key_step = (size_t)a.heads * a.dq,
+    size_t first = (size_t)(run.row + next.done) * a.heads + head, key_step = (size_t)a.heads * a.dq,
            value_step = (size_t)a.heads * a.dv;
     const bf16 *keys = a.k + first * a.dq + row0, *values = a.v + first * a.dv + column0;
     auto fetch = [&](uint32_t slot) {
         if (ahead.there()) {
             stage &s = stages[slot];
             uint32_t rows = ahead.rows();
-            fetch_rows<HALF, TQ, TQ + 8>(&s.k[0][0], keys, key_step, rows, a.dq - row0);
-            fetch_rows<HALF, TV, TV + 8>(&s.v[0][0], values, value_step, rows, a.dv - column0);
+            fetch_rows<HALF, TQ, TQ + 8, STATE_THREADS>(&s.k[0][0], keys, key_step, rows, a.dq - row0);
+            fetch_rows<HALF, TV, TV + 8, STATE_THREADS>(&s.v[0][0], values, value_step, rows, a.dv - column0);
             const piece *p = a.pieces + (size_t)ahead.index * a.heads + head;
             if (tid < HALF / 4) copy_async16(shared_address(s.rise + tid * 4), p->rise + ahead.half * HALF + tid * 4, true);
             if (tid == HALF / 4) copy_async16(shared_address(&s.total), &p->total, true);
@@ -326,65 +323,58 @@ __global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant
     for (uint32_t i = 0; i < STAGES - 1; i++) fetch(i);
     copy_async_wait<STAGES - 2>();
     __syncthreads();
-    weigh(stages[0], next);
+    size_t piece_states = (size_t)a.heads * a.dv16 * a.dq16 * 32;
+    uint4 *left = a.states + (next.index - a.first) * piece_states + (size_t)head * a.dv16 * a.dq16 * 32 +
+                  ((size_t)(column0 + value0) / 16 * a.dq16 + (row0 + key0) / 16) * 32 + lane;
+    weigh(stages[0]);
+    bool starts = true, rounds = next.last_half() && next.border(), there = true;
     next.next();
-    uint4 *left = a.states + ((size_t)(now.index - a.first) * a.heads + head) * a.dv16 * a.dq16 * 32;
-    for (uint32_t turn = 0; now.there(); turn++, now.next()) {
+    for (uint32_t turn = 0; there; turn++) {
         copy_async_wait<STAGES - 3>();
         __syncthreads(); /* the half before is read, this one's weights and the next one are there */
         fetch((turn + STAGES - 1) % STAGES);
-        float keep = forget;
-        if (next.there()) {
-            weigh(stages[(turn + 1) % STAGES], next);
-            next.next();
-        }
         const stage &s = stages[turn % STAGES];
-        if (now.half == 0) {
+        if (starts) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
+                left[(size_t)i * a.dq16 * 32] = make_uint4(pack_bf16(c[i][0][0], c[i][0][1]), pack_bf16(c[i][1][0], c[i][1][1]),
+                                                           pack_bf16(c[i][0][2], c[i][0][3]), pack_bf16(c[i][1][2], c[i][1][3]));
 #pragma unroll
                 for (int n = 0; n < 2; n++) {
-                    uint32_t v16 = (column0 + value0) / 16 + i, k16 = (row0 + key0) / 16 + n;
-                    left[((size_t)v16 * a.dq16 + k16) * 32 + lane] =
-                        make_uint4(pack_bf16(c[i][2 * n][0], c[i][2 * n][1]), pack_bf16(c[i][2 * n + 1][0], c[i][2 * n + 1][1]),
-                                   pack_bf16(c[i][2 * n][2], c[i][2 * n][3]), pack_bf16(c[i][2 * n + 1][2], c[i][2 * n + 1][3]));
+#pragma unroll
+                    for (int e = 0; e < 4; e++) c[i][n][e] *= forget;
                 }
             }
-            left += (size_t)a.heads * a.dv16 * a.dq16 * 32;
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-#pragma unroll
-                for (int n = 0; n < 4; n++) {
-#pragma unroll
-                    for (int e = 0; e < 4; e++) c[i][n][e] *= keep;
-                }
-            }
+            left += piece_states;
+        }
+        bool round = a.narrow_state && rounds;
+        there = next.there();
+        if (there) {
+            weigh(stages[(turn + 1) % STAGES]);
+            starts = next.half == 0;
+            rounds = next.last_half() && next.border();
+            next.next();
         }
 #pragma unroll
         for (int k0 = 0; k0 < HALF; k0 += 16) {
-            uint32_t fa[2][4], fb[2][4];
+            uint32_t fa[2][4], fb[4];
             uint32_t w0 = *(const uint32_t *)&s.weight[k0 + 2 * t], w1 = *(const uint32_t *)&s.weight[k0 + 8 + 2 * t];
+            load_matrix4_t(fb, shared_address(&s.k[k0 + lane % 16][key0 + lane / 16 * 8]));
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 load_matrix4_t(fa[i], shared_address(&s.v[k0 + lane / 16 * 8 + lane % 8][value0 + i * 16 + (lane / 8 & 1) * 8]));
                 fa[i][0] = times(fa[i][0], w0), fa[i][1] = times(fa[i][1], w0);
                 fa[i][2] = times(fa[i][2], w1), fa[i][3] = times(fa[i][3], w1);
-            }
 #pragma unroll
-            for (int n = 0; n < 2; n++)
-                load_matrix4_t(fb[n], shared_address(&s.k[k0 + lane % 16][key0 + n * 16 + lane / 16 * 8]));
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-#pragma unroll
-                for (int n = 0; n < 4; n++)
-                    mma_bf16(c[i][n], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[n / 2][n % 2 * 2], fb[n / 2][n % 2 * 2 + 1]);
+                for (int n = 0; n < 2; n++)
+                    mma_bf16(c[i][n], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[2 * n], fb[2 * n + 1]);
             }
         }
-        if (a.narrow_state && now.last_half() && now.border()) {
+        if (round) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
 #pragma unroll
-                for (int n = 0; n < 4; n++) {
+                for (int n = 0; n < 2; n++) {
 #pragma unroll
                     for (int e = 0; e < 4; e++) c[i][n][e] = rounded<bf16>(c[i][n][e]);
                 }
@@ -394,7 +384,7 @@ __global__ void __launch_bounds__(THREADS, 2) state_kernel(const __grid_constant
 #pragma unroll
     for (int i = 0; i < 2; i++) {
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
+        for (int n = 0; n < 2; n++) {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 uint32_t row = row0 + key0 + n * 8 + 2 * t + e % 2, col = column0 + value0 + i * 16 + g + e / 2 * 8;
@@ -724,7 +714,8 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
     uint32_t window = window_of(be), tiles = a.dv16 / (TV / 16) * (a.dq16 / (TQ / 16));
     for (a.first = 0; a.first < be->n_chunks; a.first = a.end) {
         a.end = XL_MIN(a.first + window, be->n_chunks);
-        cuda_launch(be, "mlstm state", state.kernel, dim3(tiles + 1, a.heads, be->n_chunked), dim3(THREADS), state.bytes, a);
+        cuda_launch(be, "mlstm state", state.kernel, dim3((tiles + 1) * a.heads, be->n_chunked), dim3(STATE_THREADS),
+                    state.bytes, a);
         a.parts = parts_for(be, a.end - a.first);
         cuda_launch(be, "mlstm out", out.kernel, dim3((a.dv + OV * a.parts - 1) / (OV * a.parts), a.heads, a.end - a.first),
                     dim3(OUT_THREADS), out.bytes, a);

@@ -48,6 +48,16 @@ __device__ void make_columns(const linear_args &a, bf16 *x)
     constexpr int AT_ONCE = 6;
     uint32_t each = a.k_padded / 8, all = a.rows * each;
     bool wide = a.k % 8 == 0;
+    if (a.act == XLSTM_BF16 && wide) { /* one part, as it is stored */
+        for (uint32_t i = threadIdx.x; i < all; i += THREADS) {
+            uint32_t m = i / each, k = i % each * 8;
+            copy_async16(shared_address(x + (size_t)m * a.x_pitch + k), (const bf16 *)a.in.x + (size_t)(a.row0 + m) * a.k + k,
+                         k < a.k);
+        }
+        copy_async_commit();
+        copy_async_wait<0>();
+        return;
+    }
     for (uint32_t i = threadIdx.x; i < all; i += AT_ONCE * THREADS) {
         stored8 r[AT_ONCE];
 #pragma unroll

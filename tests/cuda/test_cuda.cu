@@ -696,7 +696,7 @@ static void test_block_formats()
                 if ((k_quant && k % 256 != 0) || (race && k > 4096)) continue;
                 uint32_t n = k > 4096 ? 24 : 40;
                 twin_matrix w = t.matrix(type, n, k, 0.1);
-                for (uint32_t rows : {1u, 2u, 3u, 6u, 9u, 17u}) {
+                for (uint32_t rows : {1u, 2u, 3u, 9u, 17u}) {
                     if (race && rows != 2 && rows != 9) continue;
                     /* outliers, and columns that are a million times smaller than their neighbours */
                     twin_buffer x = t.buffer(rows, k), y = t.buffer(rows, n);
@@ -725,7 +725,7 @@ static void test_block_formats()
                         std::string detail = std::string(name(act)) + " x " + name(type) + " k " + std::to_string(k) +
                                              " rows " + std::to_string(rows) + " kind " + std::to_string(kind);
                         if (kind < 2) {
-                            t.compare("block", detail, y, rows, tolerance(act, false));
+                            t.compare("block", detail, y, rows, tolerance(act, true));
                             continue;
                         }
                         std::vector<float> a = t.read_c(y, (size_t)rows * n), b = t.read_r(y, (size_t)rows * n);
@@ -734,7 +734,7 @@ static void test_block_formats()
                         check("block not finite", detail, finite, 0);
                         a.erase(a.begin() + (ptrdiff_t)((size_t)bad * n), a.begin() + (ptrdiff_t)((size_t)(bad + 1) * n));
                         b.erase(b.begin() + (ptrdiff_t)((size_t)bad * n), b.begin() + (ptrdiff_t)((size_t)(bad + 1) * n));
-                        check("block beside", detail, distance(a, b), tolerance(act, false));
+                        check("block beside", detail, distance(a, b), tolerance(act, true));
                     }
                     t.drop(x), t.drop(y);
                 }
@@ -758,9 +758,10 @@ static void test_fused()
             bool k_quant = type == XLSTM_Q4_K || type == XLSTM_Q5_K || type == XLSTM_Q6_K;
             for (uint32_t rows : {1u, 2u, 3u}) {
                 xl_backend_options o = options_for(act);
-                o.embedding_dim = rows == 2 ? 2304 : 512; /* groups for one and for two trips */
+                /* one trip of the block's warps over the columns, and two */
+                o.embedding_dim = rows == 1 && (type == XLSTM_BF16 || type == XLSTM_Q8_0) ? 2304 : 512;
                 o.num_heads = 2;
-                o.head_v = rows == 2 ? 512 : 256;
+                o.head_v = type == XLSTM_Q8_0 ? 512 : 256;
                 o.ffn_dim = k_quant ? 768 : cuda_plain(type) ? 712 : 736;
                 uint32_t D = o.embedding_dim, V = o.vocab_size, F = o.ffn_dim, Qd = o.num_heads * o.head_qk,
                          Vd = o.num_heads * o.head_v;
