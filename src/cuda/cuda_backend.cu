@@ -203,7 +203,7 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
     const xl_backend_options *o = &be->opt;
     cudaError_t code = cudaSuccess;
     table_layout table;
-    size_t period = cuda_piece_period(be);
+    size_t period = 0;
     int result = check_options(o, err);
     if (result == XLSTM_OK) {
         result = xl_state_layout_make(&be->layout, o->state, o->num_blocks, o->num_heads, o->head_qk, o->head_v, err);
@@ -223,8 +223,9 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
     be->n_copy = (size_t)o->num_blocks * o->num_heads * o->head_qk;
     be->m_copy = (size_t)o->num_blocks * o->num_heads;
     be->store_bytes = be->c_block * o->num_blocks + 2 * (be->n_copy + be->m_copy) * sizeof(float);
-    /* a piece is cut by borders, by multiples of CHUNK between them, and by the run's ends */
-    be->max_chunks = o->max_rows / XL_MIN(period, (size_t)CHUNK) + o->max_rows / period + 2 +
+    /* a piece is cut by borders, by its largest size between them, and by the run's ends */
+    period = cuda_piece_period(be);
+    be->max_chunks = o->max_rows / XL_MIN(period, (size_t)cuda_piece_size(be)) + o->max_rows / period + 2 +
                      2 * (size_t)XL_MIN(o->max_runs, o->max_rows / CHUNKED_FROM);
     be->max_chunks = XL_MIN(be->max_chunks, (size_t)o->max_rows);
     table = table_of(be);
@@ -607,7 +608,7 @@ void fill_table(cuda_backend *be)
     cuda_run *runs = (cuda_run *)(be->host_table + at.runs);
     cuda_chunk *chunks = (cuda_chunk *)(be->host_table + at.chunks);
     bool chunkwise = cuda_chunkwise_fits(be);
-    uint32_t period = cuda_piece_period(be);
+    uint32_t period = cuda_piece_period(be), most = cuda_piece_size(be);
     be->decode = be->single = true;
     be->n_step = be->n_chunked = be->n_chunks = 0;
     for (int chunked = 0; chunked < 2; chunked++) {
@@ -627,7 +628,7 @@ void fill_table(cuda_backend *be)
             d->count = r->count;
             d->chunk0 = be->n_chunks;
             for (uint32_t done = 0, piece; chunked == 1 && done < r->count; done += piece) {
-                uint64_t inside = (r->position + done) % period, to_border = XL_MIN(period - inside, CHUNK - inside % CHUNK);
+                uint64_t inside = (r->position + done) % period, to_border = XL_MIN(period - inside, most - inside % most);
                 piece = (uint32_t)XL_MIN(to_border, (uint64_t)(r->count - done));
                 chunks[be->n_chunks].row = r->row + done;
                 chunks[be->n_chunks++].count = piece;

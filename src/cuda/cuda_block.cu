@@ -409,7 +409,6 @@ __device__ __forceinline__ const linear_entry &entry_of(const block_args &a, uin
 template <xlstm_dtype F> struct cursor {
     uint32_t tile, b;
     const uint8_t *lo, *hi; /* this lane's 16 bytes of batch 0, and of entry 1's where batches go on behind the first's */
-    uint64_t policy;
 
     __device__ __forceinline__ void seek(const block_args &a, uint32_t warp, uint32_t lane)
     {
@@ -432,9 +431,9 @@ template <xlstm_dtype F> struct cursor {
             const uint8_t *from = (b < batches ? lo : hi) + (size_t)b * format<F>::bytes;
             uint32_t to = slot + lane * 16;
 #pragma unroll
-            for (uint32_t i = 0; i < format<F>::bytes / 512; i++) copy_stream16(to + i * 512, from + i * 512, true, policy);
+            for (uint32_t i = 0; i < format<F>::bytes / 512; i++) copy_stream16(to + i * 512, from + i * 512, true);
             constexpr uint32_t rest = format<F>::bytes % 512, done = format<F>::bytes - rest;
-            if (lane < rest / 16) copy_stream16(to + done, from + done, true, policy);
+            if (lane < rest / 16) copy_stream16(to + done, from + done, true);
             b += LINEAR_WARPS;
         }
         copy_async_commit();
@@ -462,7 +461,6 @@ __global__ void __launch_bounds__(LINEAR_THREADS, NT == 1 ? 3 : 2) block_kernel(
 
     cursor<F> ahead;
     ahead.tile = blockIdx.x;
-    ahead.policy = stream_policy();
     ahead.seek(a, warp, lane);
     for (uint32_t i = 0; i < STAGES; i++) ahead.go(a, slots + i * SLOT, a.tiles, warp, lane);
     if (threadIdx.x == 0 && a.counter != nullptr) handed[1] = gridDim.x + atomicAdd(a.counter, 1u);

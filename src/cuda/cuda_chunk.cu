@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(THREADS) gates_kernel(const __grid_constant__ 
 
 /* ---- state ------------------------------------------------------------------------------------------------------ */
 
-constexpr int TQ = 128, TV = 64, STAGES = 4, STATE_THREADS = 512;
+constexpr int TQ = 128, TV = 64, STAGES = 5, STATE_THREADS = 512;
 
 struct stage {
     bf16 k[HALF][TQ + 8], v[HALF][TV + 8];
@@ -208,39 +208,6 @@ __device__ __forceinline__ walk walk_of(const chunk_args &a, const cuda_run &run
     return w;
 }
 
-/* n and m of a head, a thread a key channel. */
-__device__ void walk_n(const chunk_args &a, const cuda_run &run, uint32_t head)
-{
-    uint32_t tid = threadIdx.x;
-    walk w = walk_of(a, run);
-    bool fresh = w.index == run.chunk0;
-    size_t n_at = a.n_block + (size_t)head * a.dq + tid, m_at = a.m_block + head;
-    pdl_wait();
-    if (!w.there() || tid >= 256) return;
-    float n = tid < a.dq ? (fresh ? run.n_in[n_at] : run.n_out[n_at]) : 0.0f;
-    piece *p = a.pieces + (size_t)w.index * a.heads + head;
-    float m = fresh ? run.m_in[m_at] : (p - a.heads)->m_after;
-    float total = p->total, most = p->most, gain = p->gain[tid];
-    while (w.there()) { /* whole pieces */
-        bool border = w.border();
-        uint32_t index = w.index;
-        while (w.index == index) w.next();
-        piece *following = p + a.heads;
-        float next_total = 0, next_most = 0, next_gain = 0;
-        if (w.there()) next_total = following->total, next_most = following->most, next_gain = following->gain[tid];
-        float head_n = rounded<bf16>(n), m_new = max_nan(total + m, total + most);
-        put(&p->n[0][tid], head_n);
-        put(&p->n[1][tid], n - head_n);
-        if (tid == 0) p->m = m, p->m_after = m_new;
-        n = expf(total + m - m_new) * n + expf(total + most - m_new) * gain;
-        if (a.narrow_state && border) n = rounded<bf16>(n);
-        m = m_new;
-        p = following, total = next_total, most = next_most, gain = next_gain;
-    }
-    if (tid < a.dq) run.n_out[n_at] = n;
-    if (tid == 0) run.m_out[m_at] = m;
-}
-
 __device__ __forceinline__ uint32_t times(uint32_t a, uint32_t b)
 {
     __nv_bfloat162 x, y;
@@ -250,26 +217,22 @@ __device__ __forceinline__ uint32_t times(uint32_t a, uint32_t b)
     return a;
 }
 
-/* Blocks of tiles, head by head, then one a head that does n and m. C is kept with values as rows and keys as columns, so
- * that two neighbours in a lane's registers are neighbours along keys, as q C wants its second operand. */
-__global__ void __launch_bounds__(STATE_THREADS, 2) state_kernel(const __grid_constant__ chunk_args a)
+/* C is kept with values as rows and keys as columns, so that two neighbours in a lane's registers are neighbours along
+ * keys, as q C wants its second operand. The block of a head's first tile also does n, a thread a key channel, and m.
+ * Shared memory is such that a multiprocessor has one block: two on one would finish later than the others. */
+__global__ void __launch_bounds__(STATE_THREADS, 1) state_kernel(const __grid_constant__ chunk_args a)
 {
     extern __shared__ __align__(128) uint8_t memory[];
     stage *stages = (stage *)memory;
-    uint32_t tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
-    uint32_t across = (a.dq + TQ - 1) / TQ, tiles = across * ((a.dv + TV - 1) / TV), head = blockIdx.x / tiles;
-    const cuda_run run = a.runs[blockIdx.y];
-    pdl_go();
-    if (head >= a.heads) {
-        walk_n(a, run, blockIdx.x - tiles * a.heads);
-        return;
-    }
-    uint32_t tile = blockIdx.x % tiles, row0 = tile % across * TQ, column0 = tile / across * TV;
+    uint32_t tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4, head = blockIdx.y;
+    const cuda_run run = a.runs[blockIdx.z];
+    uint32_t across = (a.dq + TQ - 1) / TQ, row0 = blockIdx.x % across * TQ, column0 = blockIdx.x / across * TV;
     uint32_t value0 = warp / 8 * 32, key0 = warp % 8 * 16; /* a warp has 32 values of 16 keys */
     walk next = walk_of(a, run), ahead = next;
-    bool fresh = next.index == run.chunk0;
+    bool fresh = next.index == run.chunk0, with_n = blockIdx.x == 0 && tid < 256;
     uint8_t *state = run.c + a.c_block;
-    size_t head_at = (size_t)head * a.dq * a.dv;
+    size_t head_at = (size_t)head * a.dq * a.dv, n_at = a.n_block + (size_t)head * a.dq + tid;
+    pdl_go();
     if (!fresh || !next.there()) pdl_wait(); /* else C was last touched in an earlier pass */
     if (!next.there()) return;
     float c[2][2][4] = {};
@@ -288,15 +251,23 @@ __global__ void __launch_bounds__(STATE_THREADS, 2) state_kernel(const __grid_co
         }
     }
     if (fresh) pdl_wait();
-    float m = fresh ? run.m_in[a.m_block + head] : a.pieces[(size_t)(next.index - 1) * a.heads + head].m_after;
-    float forget = 1;
+    piece *p = a.pieces + (size_t)next.index * a.heads + head;
+    float m = fresh ? run.m_in[a.m_block + head] : (p - a.heads)->m_after, m_before = m;
+    float n_row = 0, gain = 0; /* of this thread's key channel */
+    if (with_n) {
+        if (tid < a.dq) n_row = fresh ? run.n_in[n_at] : run.n_out[n_at];
+        gain = p->gain[tid];
+    }
+    float forget = 1, lift = 1; /* factors of what was and of the gain */
 
     /* the weights of a half's tokens in the next state */
     auto weigh = [&](stage &s) {
         float total = s.total;
         if (next.half == 0) {
-            float m_new = max_nan(total + m, total + s.most);
+            float top = total + s.most, m_new = max_nan(total + m, top);
             forget = expf(total + m - m_new);
+            lift = expf(top - m_new);
+            m_before = m;
             m = m_new;
         }
         if (tid < HALF) put(&s.weight[tid], __expf(total + s.rise[tid] - m));
@@ -305,40 +276,46 @@ __global__ void __launch_bounds__(STATE_THREADS, 2) state_kernel(const __grid_co
     size_t first = (size_t)(run.row + next.done) * a.heads + head, key_step = (size_t)a.heads * a.dq,
            value_step = (size_t)a.heads * a.dv;
     const bf16 *keys = a.k + first * a.dq + row0, *values = a.v + first * a.dv + column0;
-    auto fetch = [&](uint32_t slot) {
+    uint32_t to_fill = 0, to_weigh = 1, to_use = 0; /* slots */
+    auto fetch = [&]() {
         if (ahead.there()) {
-            stage &s = stages[slot];
+            stage &s = stages[to_fill];
             uint32_t rows = ahead.rows();
             fetch_rows<HALF, TQ, TQ + 8, STATE_THREADS>(&s.k[0][0], keys, key_step, rows, a.dq - row0);
             fetch_rows<HALF, TV, TV + 8, STATE_THREADS>(&s.v[0][0], values, value_step, rows, a.dv - column0);
-            const piece *p = a.pieces + (size_t)ahead.index * a.heads + head;
-            if (tid < HALF / 4) copy_async16(shared_address(s.rise + tid * 4), p->rise + ahead.half * HALF + tid * 4, true);
-            if (tid == HALF / 4) copy_async16(shared_address(&s.total), &p->total, true);
+            const piece *from = a.pieces + (size_t)ahead.index * a.heads + head;
+            if (tid < HALF / 4)
+                copy_async16(shared_address(s.rise + tid * 4), from->rise + ahead.half * HALF + tid * 4, true);
+            if (tid == HALF / 4) copy_async16(shared_address(&s.total), &from->total, true);
             keys += rows * key_step, values += rows * value_step;
             ahead.next();
         }
+        to_fill = to_fill + 1 < STAGES ? to_fill + 1 : 0;
         copy_async_commit();
     };
 
-    for (uint32_t i = 0; i < STAGES - 1; i++) fetch(i);
+    for (int i = 0; i < STAGES - 1; i++) fetch();
     copy_async_wait<STAGES - 2>();
     __syncthreads();
     size_t piece_states = (size_t)a.heads * a.dv16 * a.dq16 * 32;
     uint4 *left = a.states + (next.index - a.first) * piece_states + (size_t)head * a.dv16 * a.dq16 * 32 +
                   ((size_t)(column0 + value0) / 16 * a.dq16 + (row0 + key0) / 16) * 32 + lane;
+    uint32_t pieces = next.end - next.index;
     weigh(stages[0]);
-    bool starts = true, rounds = next.last_half() && next.border(), there = true;
+    bool starts = true, last = next.last_half(), border = next.border(), there = true;
     next.next();
-    for (uint32_t turn = 0; there; turn++) {
+    while (there) {
         copy_async_wait<STAGES - 3>();
         __syncthreads(); /* the half before is read, this one's weights and the next one are there */
-        fetch((turn + STAGES - 1) % STAGES);
-        const stage &s = stages[turn % STAGES];
-        if (starts) {
+        fetch();
+        const stage &s = stages[to_use];
+        bool round = a.narrow_state && last && border;
+        if (starts) { /* a piece: leave what is, then forget */
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                left[(size_t)i * a.dq16 * 32] = make_uint4(pack_bf16(c[i][0][0], c[i][0][1]), pack_bf16(c[i][1][0], c[i][1][1]),
-                                                           pack_bf16(c[i][0][2], c[i][0][3]), pack_bf16(c[i][1][2], c[i][1][3]));
+                left[(size_t)i * a.dq16 * 32] =
+                    make_uint4(pack_bf16(c[i][0][0], c[i][0][1]), pack_bf16(c[i][1][0], c[i][1][1]),
+                               pack_bf16(c[i][0][2], c[i][0][3]), pack_bf16(c[i][1][2], c[i][1][3]));
 #pragma unroll
                 for (int n = 0; n < 2; n++) {
 #pragma unroll
@@ -346,15 +323,26 @@ __global__ void __launch_bounds__(STATE_THREADS, 2) state_kernel(const __grid_co
                 }
             }
             left += piece_states;
+            if (with_n) {
+                float head_n = rounded<bf16>(n_row);
+                put(&p->n[0][tid], head_n);
+                put(&p->n[1][tid], n_row - head_n);
+                if (tid == 0) p->m = m_before, p->m_after = m;
+                n_row = forget * n_row + lift * gain;
+                if (a.narrow_state && border) n_row = rounded<bf16>(n_row);
+                p += a.heads;
+                if (--pieces > 0) gain = p->gain[tid];
+            }
         }
-        bool round = a.narrow_state && rounds;
         there = next.there();
         if (there) {
-            weigh(stages[(turn + 1) % STAGES]);
+            weigh(stages[to_weigh]);
             starts = next.half == 0;
-            rounds = next.last_half() && next.border();
+            last = next.last_half(), border = next.border();
             next.next();
         }
+        to_weigh = to_weigh + 1 < STAGES ? to_weigh + 1 : 0;
+        to_use = to_use + 1 < STAGES ? to_use + 1 : 0;
 #pragma unroll
         for (int k0 = 0; k0 < HALF; k0 += 16) {
             uint32_t fa[2][4], fb[4];
@@ -396,6 +384,8 @@ __global__ void __launch_bounds__(STATE_THREADS, 2) state_kernel(const __grid_co
             }
         }
     }
+    if (with_n && tid < a.dq) run.n_out[n_at] = n_row;
+    if (with_n && tid == 0) run.m_out[a.m_block + head] = m;
 }
 
 /* ---- out -------------------------------------------------------------------------------------------------------- */
@@ -655,9 +645,14 @@ uint32_t parts_for(const cuda_backend *be, uint32_t pieces)
 
 } // namespace
 
+static bool fits(const cuda_backend *be) { return out_for(be).bytes <= be->smem_max && state_for().bytes <= be->smem_max; }
+
+uint32_t cuda_piece_size(const cuda_backend *be) { return fits(be) ? CHUNK : CHUNK / 2; }
+
 size_t cuda_chunk_scratch(const cuda_backend *be)
 {
     size_t heads = be->opt.num_heads;
+    if (!fits(be)) return cuda_scan_scratch(be);
     return be->max_chunks * heads * sizeof(piece) + (size_t)window_of(be) * heads * values16(be) * keys16(be) * 512;
 }
 
@@ -665,13 +660,13 @@ bool cuda_chunkwise_fits(const cuda_backend *be)
 {
     const xl_backend_options *o = &be->opt;
     return o->activations == XLSTM_BF16 && o->kernel != XLSTM_F16 && o->head_qk <= 256 && o->head_qk % 8 == 0 &&
-           o->head_v % 8 == 0 && o->chunk_size >= 16 && out_for(be).bytes <= be->smem_max &&
-           state_for().bytes <= be->smem_max;
+           o->head_v % 8 == 0 && o->chunk_size >= 16 && (fits(be) || cuda_scan_fits(be));
 }
 
 cudaError_t cuda_mlstm_setup(cuda_backend *be)
 {
     if (!cuda_chunkwise_fits(be)) return cudaSuccess;
+    if (!fits(be)) return cuda_scan_setup(be);
     for (variant v : {out_for(be), state_for()}) {
         cudaError_t code =
             cudaFuncSetAttribute((const void *)v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)v.bytes);
@@ -682,6 +677,10 @@ cudaError_t cuda_mlstm_setup(cuda_backend *be)
 
 void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
 {
+    if (!fits(be)) {
+        cuda_run_scan(be, op);
+        return;
+    }
     const xl_backend_options *o = &be->opt;
     chunk_args a = {};
     a.h = (bf16 *)op->mlstm.h->data;
@@ -714,8 +713,7 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
     uint32_t window = window_of(be), tiles = a.dv16 / (TV / 16) * (a.dq16 / (TQ / 16));
     for (a.first = 0; a.first < be->n_chunks; a.first = a.end) {
         a.end = XL_MIN(a.first + window, be->n_chunks);
-        cuda_launch(be, "mlstm state", state.kernel, dim3((tiles + 1) * a.heads, be->n_chunked), dim3(STATE_THREADS),
-                    state.bytes, a);
+        cuda_launch(be, "mlstm state", state.kernel, dim3(tiles, a.heads, be->n_chunked), dim3(STATE_THREADS), state.bytes, a);
         a.parts = parts_for(be, a.end - a.first);
         cuda_launch(be, "mlstm out", out.kernel, dim3((a.dv + OV * a.parts - 1) / (OV * a.parts), a.heads, a.end - a.first),
                     dim3(OUT_THREADS), out.bytes, a);

@@ -1,5 +1,5 @@
 /*
- * cuda_chunk.cuh — launcher of the chunkwise cell.
+ * cuda_chunk.cuh — the chunkwise cell: cuda_chunk.cu, or cuda_scan.cu where shared memory is small.
  */
 #ifndef XL_CUDA_CHUNK_CUH
 #define XL_CUDA_CHUNK_CUH
@@ -8,5 +8,11 @@
 
 /* The batch's chunked runs: be->runs[n_step ..] and be->chunks. */
 void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op);
+
+/* cuda_scan.cu, for models that cuda_chunkwise_fits has looked at otherwise */
+bool cuda_scan_fits(const cuda_backend *be);
+size_t cuda_scan_scratch(const cuda_backend *be);
+cudaError_t cuda_scan_setup(cuda_backend *be);
+void cuda_run_scan(cuda_backend *be, const cuda_op *op);
 
 #endif

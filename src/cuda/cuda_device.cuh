@@ -199,18 +199,10 @@ __device__ __forceinline__ void copy_async16(uint32_t to, const void *from, bool
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
-/* The same for weights, which are read once: they make room in the second-level cache first, so that code, norms and
- * activations stay in it. */
-__device__ __forceinline__ uint64_t stream_policy()
+/* The same for weights. */
+__device__ __forceinline__ void copy_stream16(uint32_t to, const void *from, bool valid)
 {
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-__device__ __forceinline__ void copy_stream16(uint32_t to, const void *from, bool valid, uint64_t policy)
-{
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
-                 "r"(valid ? 16 : 0), "l"(policy)
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
                  : "memory");
 }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

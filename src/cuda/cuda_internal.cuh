@@ -51,13 +51,13 @@ struct cuda_run {
     uint32_t chunk0, n_chunks; /* its pieces in the chunk table */
 };
 
-/* A piece of a run: ends at a multiple of CHUNK tokens since the start of the sequence, or with the run; where the state
- * is rounded at chunk borders, at those, and at multiples of CHUNK inside a chunk. */
+/* A piece of a run: ends at a multiple of the piece size since the start of the sequence, or with the run; where the state
+ * is rounded at chunk borders, at those, and at multiples of the piece size inside a chunk. */
 struct cuda_chunk {
     uint32_t row, count;
 };
 
-enum { CHUNK = 128, CHUNKED_FROM = 16 }; /* most tokens a piece; tokens of a run from which the chunkwise form is used */
+enum { CHUNK = 128, CHUNKED_FROM = 16 }; /* largest piece size; tokens of a run from which the chunkwise form is used */
 enum { COUNTERS = 2048 }; /* kernels of a pass that hand out work */
 
 struct cuda_op {
@@ -205,10 +205,11 @@ void cuda_run_mlstm(cuda_backend *be, const cuda_op *op);
 cudaError_t cuda_mlstm_setup(cuda_backend *be);
 bool cuda_chunkwise_fits(const cuda_backend *be);
 size_t cuda_chunk_scratch(const cuda_backend *be); /* bytes, given max_chunks */
-/* Tokens after which a piece ends. */
+uint32_t cuda_piece_size(const cuda_backend *be); /* most tokens a piece */
+/* Tokens of a sequence after which a piece ends, too: where C is rounded to the state's format. */
 static inline uint32_t cuda_piece_period(const cuda_backend *be)
 {
-    return be->opt.state == XLSTM_BF16 ? be->opt.chunk_size : (uint32_t)CHUNK;
+    return be->opt.state == XLSTM_BF16 ? be->opt.chunk_size : cuda_piece_size(be);
 }
 
 /* cuda_quant.cu */

@@ -92,21 +92,21 @@ template <xlstm_dtype F> constexpr uint32_t batch_steps = F == XLSTM_F32 ? 1 : 2
  * lane's 8 columns of step 0 in rows g and g + 8. */
 template <xlstm_dtype F>
 __device__ __forceinline__ void issue(uint32_t slot, const uint8_t *lo, const uint8_t *hi, uint32_t b, uint32_t steps,
-                                      uint32_t lane, uint64_t policy)
+                                      uint32_t lane)
 {
     uint32_t mine = slot + lane * 16;
     if constexpr (F == XLSTM_F32) {
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
-            copy_stream16(mine + h * 512, lo + (size_t)b * 128 + h * 16, true, policy);
-            copy_stream16(mine + 1024 + h * 512, hi + (size_t)b * 128 + h * 16, true, policy);
+            copy_stream16(mine + h * 512, lo + (size_t)b * 128 + h * 16, true);
+            copy_stream16(mine + 1024 + h * 512, hi + (size_t)b * 128 + h * 16, true);
         }
     } else {
 #pragma unroll
         for (uint32_t u = 0; u < 2; u++) {
             uint32_t s = b * 2 + u;
-            copy_stream16(mine + u * 1024, lo + (s < steps ? (size_t)s * 64 : 0), s < steps, policy);
-            copy_stream16(mine + u * 1024 + 512, hi + (s < steps ? (size_t)s * 64 : 0), s < steps, policy);
+            copy_stream16(mine + u * 1024, lo + (s < steps ? (size_t)s * 64 : 0), s < steps);
+            copy_stream16(mine + u * 1024 + 512, hi + (s < steps ? (size_t)s * 64 : 0), s < steps);
         }
     }
 }
@@ -173,7 +173,6 @@ __device__ __forceinline__ const linear_entry &entry_of(const linear_args &a, ui
 template <xlstm_dtype F> struct cursor {
     uint32_t tile, b, batches;
     const uint8_t *lo, *hi;
-    uint64_t policy;
     bool main;
 
     /* Moves to the first tile from `tile` on that has a batch for this warp. */
@@ -201,8 +200,8 @@ template <xlstm_dtype F> struct cursor {
             seek(a, steps, warp, lane);
         }
         if (tile < a.tiles) {
-            if (main) issue<F>(slot, lo, hi, b, steps, lane, policy);
-            else issue<XLSTM_F32>(slot, lo, hi, b, steps, lane, policy);
+            if (main) issue<F>(slot, lo, hi, b, steps, lane);
+            else issue<XLSTM_F32>(slot, lo, hi, b, steps, lane);
             b += WARPS;
         }
         copy_async_commit();
@@ -230,7 +229,6 @@ __global__ void __launch_bounds__(THREADS, NT == 1 ? 3 : 2) linear_kernel(const 
 
     cursor<F> ahead;
     ahead.tile = blockIdx.x;
-    ahead.policy = stream_policy();
     ahead.seek(a, steps, warp, lane);
     for (uint32_t i = 0; i < a.stages; i++) ahead.go(a, slots + i * SLOT, a.tiles, steps, warp, lane);
     if (threadIdx.x == 0 && a.counter != nullptr) handed[1] = gridDim.x + atomicAdd(a.counter, 1u);
