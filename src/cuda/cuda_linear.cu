@@ -668,9 +668,9 @@ void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows)
         op->group[i].out->dtype = op->group[i].wide ? XLSTM_F32 : be->opt.activations;
         left[i] = true;
     }
-    /* beyond two trips over the weights a matrix product wins; with weights it can read as they are, sooner */
+    /* beyond some trips over the weights a matrix product wins; with weights it can read as they are, sooner */
     bool native = op->group[0].weight->dtype == be->opt.activations && be->gemm != nullptr;
-    if (rows > FUSED_ROWS && rows > (native ? capacity * 3 / 4 : 2 * capacity)) {
+    if (rows > FUSED_ROWS && rows > (native ? capacity * 3 / 4 : 4 * capacity)) {
         narrow_args narrow = {};
         xlstm_dtype weights = XLSTM_F32;
         for (uint32_t i = 0; i < op->n; i++) {
