@@ -628,7 +628,8 @@ void fill_table(cuda_backend *be)
             d->count = r->count;
             d->chunk0 = be->n_chunks;
             for (uint32_t done = 0, piece; chunked == 1 && done < r->count; done += piece) {
-                uint64_t inside = (r->position + done) % period, to_border = XL_MIN(period - inside, most - inside % most);
+                uint64_t inside = (r->position + done) % period,
+                         to_border = XL_MIN(period - inside, most - inside % most);
                 piece = (uint32_t)XL_MIN(to_border, (uint64_t)(r->count - done));
                 chunks[be->n_chunks].row = r->row + done;
                 chunks[be->n_chunks++].count = piece;

@@ -10,10 +10,10 @@
 namespace
 {
 
-constexpr uint32_t BLOCKS = 3; /* a multiprocessor, where they fit */
-constexpr uint32_t STAGES = 2; /* slots of a warp's ring */
-constexpr uint32_t IN_PLACE_ROWS = 2;      /* more are made into columns by a kernel of its own, once for all blocks */
-constexpr int MAGIC = 0x4b400000;         /* as integer sums begin with it, their bits are the float MAGIC_FLOAT + sum */
+constexpr uint32_t BLOCKS = 3;        /* a multiprocessor, where they fit */
+constexpr uint32_t STAGES = 2;        /* slots of a warp's ring */
+constexpr uint32_t IN_PLACE_ROWS = 2; /* more are made into columns by a kernel of its own, once for all blocks */
+constexpr int MAGIC = 0x4b400000;     /* as integer sums begin with it, their bits are the float MAGIC_FLOAT + sum */
 constexpr float MAGIC_FLOAT = 12582912.0f; /* 1.5 * 2^23 */
 
 struct block_args {
@@ -49,7 +49,8 @@ struct columns {
 };
 __host__ __device__ constexpr uint32_t sums_pitch_for(uint32_t groups) { return (groups | 1) * 16; }
 
-template <xlstm_dtype F> __device__ __forceinline__ columns columns_at(void *memory, const block_args &a, uint32_t width)
+template <xlstm_dtype F>
+__device__ __forceinline__ columns columns_at(void *memory, const block_args &a, uint32_t width)
 {
     columns c;
     c.width = width;
@@ -65,7 +66,8 @@ template <xlstm_dtype F> __device__ __forceinline__ columns columns_at(void *mem
 
 /* A warp makes the columns of 256 values of a row: lane i has values 8i .. 8i+7. */
 template <xlstm_dtype F>
-__device__ __forceinline__ void write_group(const block_args &a, const columns &c, uint32_t row, uint32_t group, float v[8])
+__device__ __forceinline__ void write_group(const block_args &a, const columns &c, uint32_t row, uint32_t group,
+                                            float v[8])
 {
     uint32_t lane = threadIdx.x % 32, quarter = lane % 4, step = lane / 4, most = 0;
 #pragma unroll
@@ -74,7 +76,8 @@ __device__ __forceinline__ void write_group(const block_args &a, const columns &
     /* integers up to 2^14; the power of two stays in range, and values below 2^-114 vanish beside it */
     uint32_t e = max(exponent, 27u);
     float up = __uint_as_float((267 - e) << 23), factor = __uint_as_float((e - 13) << 23);
-    if (exponent == 255) factor = __uint_as_float(0x7fffffffu), up = 0; /* Inf and NaN: every result of the row is NaN */
+    if (exponent == 255)
+        factor = __uint_as_float(0x7fffffffu), up = 0; /* Inf and NaN: every result of the row is NaN */
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = exponent == 255 ? 0.0f : v[j] * up;
     for (uint32_t p = 0; p < a.pairs; p++) {
@@ -88,11 +91,14 @@ __device__ __forceinline__ void write_group(const block_args &a, const columns &
         uint32_t hi[2], lo[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            uint32_t one = __byte_perm(n[4 * i], n[4 * i + 1], 0x5410), two = __byte_perm(n[4 * i + 2], n[4 * i + 3], 0x5410);
+            uint32_t one = __byte_perm(n[4 * i], n[4 * i + 1], 0x5410),
+                     two = __byte_perm(n[4 * i + 2], n[4 * i + 3], 0x5410);
             lo[i] = __byte_perm(one, two, 0x6420) & 0x7f7f7f7fu;
-            hi[i] = __byte_perm(one + one, two + two, 0x7531); /* a carry into the upper half does not reach its high byte */
+            hi[i] = __byte_perm(one + one, two + two,
+                                0x7531); /* a carry into the upper half does not reach its high byte */
         }
-        int8_t *to = c.x + (size_t)(2 * pair) * a.pitch + group * GROUP + step * 32 + (quarter & 1) * 16 + quarter / 2 * 4;
+        int8_t *to =
+            c.x + (size_t)(2 * pair) * a.pitch + group * GROUP + step * 32 + (quarter & 1) * 16 + quarter / 2 * 4;
         *(uint32_t *)to = hi[0], *(uint32_t *)(to + 8) = hi[1];
         *(uint32_t *)(to + a.pitch) = lo[0], *(uint32_t *)(to + a.pitch + 8) = lo[1];
         if (lane == 0) c.factor[group * c.width + pair] = factor;
@@ -104,10 +110,12 @@ __device__ __forceinline__ void write_group(const block_args &a, const columns &
             sum_hi += __shfl_xor_sync(0xffffffffu, sum_hi, 2), sum_lo += __shfl_xor_sync(0xffffffffu, sum_lo, 2);
             if (F == XLSTM_Q4_0) {
                 if (quarter == 0)
-                    c.offset[(group * GROUP_STEPS + step) * c.width + pair] = MAGIC_FLOAT + (float)(8 * (128 * sum_hi + sum_lo));
+                    c.offset[(group * GROUP_STEPS + step) * c.width + pair] =
+                        MAGIC_FLOAT + (float)(8 * (128 * sum_hi + sum_lo));
             } else if (quarter < 2) { /* lane 1 of the step has lo */
                 float sum = (float)(quarter == 0 ? sum_hi : sum_lo), head = rounded<bf16>(sum);
-                bf16 *at = c.sums + (size_t)(2 * pair + quarter) * c.sums_pitch + group * 16 + step / 2 * 4 + (step & 1);
+                bf16 *at =
+                    c.sums + (size_t)(2 * pair + quarter) * c.sums_pitch + group * 16 + step / 2 * 4 + (step & 1);
                 put(at, head);
                 put(at + 2, sum - head);
             }
@@ -314,17 +322,22 @@ __device__ __forceinline__ void consume(float acc[NT][2], const uint8_t *slot, c
         uint32_t low_lo = 0, low_hi = 0; /* mins of steps 2t and 2t + 1 as bf16 */
         float d_lo, d_hi, m_lo = 0, m_hi = 0;
         if constexpr (format<F>::mins) {
-            uint32_t lo = *(const uint32_t *)(scales + g * 16 + t * 4), hi = *(const uint32_t *)(scales + (g + 8) * 16 + t * 4);
-            low_lo = minus_128(__byte_perm(lo, 0x43434343u, 0x4341)), low_hi = minus_128(__byte_perm(hi, 0x43434343u, 0x4341));
-            uint32_t both_lo = *(const uint32_t *)(scales + 256 + g * 4), both_hi = *(const uint32_t *)(scales + 256 + (g + 8) * 4);
-            d_lo = half_at(both_lo, 0), m_lo = half_at(both_lo, 1), d_hi = half_at(both_hi, 0), m_hi = half_at(both_hi, 1);
+            uint32_t lo = *(const uint32_t *)(scales + g * 16 + t * 4),
+                     hi = *(const uint32_t *)(scales + (g + 8) * 16 + t * 4);
+            low_lo = minus_128(__byte_perm(lo, 0x43434343u, 0x4341)),
+            low_hi = minus_128(__byte_perm(hi, 0x43434343u, 0x4341));
+            uint32_t both_lo = *(const uint32_t *)(scales + 256 + g * 4),
+                     both_hi = *(const uint32_t *)(scales + 256 + (g + 8) * 4);
+            d_lo = half_at(both_lo, 0), m_lo = half_at(both_lo, 1), d_hi = half_at(both_hi, 0),
+            m_hi = half_at(both_hi, 1);
         } else { /* the integers are four times the values */
             d_lo = 0.25f * value_of(*(const __half *)(scales + 256 + g * 2));
             d_hi = 0.25f * value_of(*(const __half *)(scales + 256 + (g + 8) * 2));
         }
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
-            float y_lo = d_lo * joined((float)sum[nt][0], (float)sum[nt][1]), y_hi = d_hi * joined((float)sum[nt][2], (float)sum[nt][3]);
+            float y_lo = d_lo * joined((float)sum[nt][0], (float)sum[nt][1]),
+                  y_hi = d_hi * joined((float)sum[nt][2], (float)sum[nt][3]);
             if constexpr (format<F>::mins) {
                 uint2 x = *(const uint2 *)(in.sums[nt] + group * 16);
                 float m[4];
@@ -408,7 +421,8 @@ __device__ __forceinline__ const linear_entry &entry_of(const block_args &a, uin
 /* What a warp copies next: batch b of a tile. */
 template <xlstm_dtype F> struct cursor {
     uint32_t tile, b;
-    const uint8_t *lo, *hi; /* this lane's 16 bytes of batch 0, and of entry 1's where batches go on behind the first's */
+    const uint8_t *lo,
+        *hi; /* this lane's 16 bytes of batch 0, and of entry 1's where batches go on behind the first's */
 
     __device__ __forceinline__ void seek(const block_args &a, uint32_t warp, uint32_t lane)
     {
@@ -420,7 +434,8 @@ template <xlstm_dtype F> struct cursor {
         hi = a.swiglu ? a.e[1].w + at - all : lo;
     }
     /* `following`: the tile after the one being worked on */
-    __device__ __forceinline__ void go(const block_args &a, uint32_t slot, uint32_t following, uint32_t warp, uint32_t lane)
+    __device__ __forceinline__ void go(const block_args &a, uint32_t slot, uint32_t following, uint32_t warp,
+                                       uint32_t lane)
     {
         uint32_t batches = a.groups * format<F>::batches;
         if (b >= (a.swiglu ? 2 : 1) * batches && tile < a.tiles) {
@@ -479,7 +494,8 @@ __global__ void __launch_bounds__(LINEAR_THREADS, NT == 1 ? 3 : 2) block_kernel(
             make_columns<F>(a, c);
         } else {
             uint32_t to = shared_address(c.factor);
-            for (uint32_t i = threadIdx.x * 16; i < a.image_bytes; i += LINEAR_THREADS * 16) copy_async16(to + i, a.image + i, true);
+            for (uint32_t i = threadIdx.x * 16; i < a.image_bytes; i += LINEAR_THREADS * 16)
+                copy_async16(to + i, a.image + i, true);
             copy_async_commit();
             copy_async_wait<0>();
         }
@@ -600,8 +616,9 @@ size_t image_bytes(xlstm_dtype t, uint32_t rows, uint32_t pairs, uint32_t k)
 size_t shared_bytes(xlstm_dtype t, uint32_t rows, uint32_t pairs, uint32_t k, uint32_t halves)
 {
     uint32_t nt = tiles_for(rows * pairs);
-    return LINEAR_WARPS * STAGES * choice_for(t, nt).bytes + (2 * halves * LINEAR_WARPS * 16 * (nt * 4 + 2) + 4) * sizeof(float) +
-           sizeof(fused_room) + image_bytes(t, rows, pairs, k);
+    return LINEAR_WARPS * STAGES * choice_for(t, nt).bytes +
+           (2 * halves * LINEAR_WARPS * 16 * (nt * 4 + 2) + 4) * sizeof(float) + sizeof(fused_room) +
+           image_bytes(t, rows, pairs, k);
 }
 
 } // namespace
@@ -649,8 +666,8 @@ void cuda_block_launch(cuda_backend *be, const cuda_op *op, const uint32_t *chos
         a.image_bytes = (uint32_t)image_bytes(main, rows, a.pairs, a.k);
         a.image = (const uint8_t *)cuda_scratch(be, a.image_bytes);
         if (a.image == nullptr) return;
-        cuda_launch(be, "columns", c.columns, dim3((a.groups + LINEAR_WARPS - 1) / LINEAR_WARPS, rows), dim3(LINEAR_THREADS), 0,
-                    a, nt * 4);
+        cuda_launch(be, "columns", c.columns, dim3((a.groups + LINEAR_WARPS - 1) / LINEAR_WARPS, rows),
+                    dim3(LINEAR_THREADS), 0, a, nt * 4);
     }
     /* handing out tiles needs a ring no longer than what a warp has of a tile */
     uint32_t a_warp = a.groups * c.batches / LINEAR_WARPS;

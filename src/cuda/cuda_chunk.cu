@@ -16,8 +16,9 @@
 namespace
 {
 
-constexpr int THREADS = 256, HALF = 64;    /* tokens state takes at once */
-constexpr size_t WINDOW_BYTES = 32u << 20; /* states between the two kernels: what a large cache holds; a longer pass goes
+constexpr int THREADS = 256, HALF = 64; /* tokens state takes at once */
+constexpr size_t WINDOW_BYTES =
+    32u << 20; /* states between the two kernels: what a large cache holds; a longer pass goes
                                               through both in turns */
 
 /* What is known of a piece and head besides C. */
@@ -147,7 +148,8 @@ __global__ void __launch_bounds__(THREADS) gates_kernel(const __grid_constant__ 
 #pragma unroll
     for (int j = 0; j < TOKENS; j++) {
         float v[8], weight = expf(shared_rise[warp * TOKENS + j] - shared_most);
-        unpack_bf16(v, key[j].x), unpack_bf16(v + 2, key[j].y), unpack_bf16(v + 4, key[j].z), unpack_bf16(v + 6, key[j].w);
+        unpack_bf16(v, key[j].x), unpack_bf16(v + 2, key[j].y), unpack_bf16(v + 4, key[j].z),
+            unpack_bf16(v + 6, key[j].w);
 #pragma unroll
         for (int e = 0; e < 8; e++) sum[e] += weight * v[e];
     }
@@ -350,7 +352,8 @@ __global__ void __launch_bounds__(STATE_THREADS, 1) state_kernel(const __grid_co
             load_matrix4_t(fb, shared_address(&s.k[k0 + lane % 16][key0 + lane / 16 * 8]));
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                load_matrix4_t(fa[i], shared_address(&s.v[k0 + lane / 16 * 8 + lane % 8][value0 + i * 16 + (lane / 8 & 1) * 8]));
+                load_matrix4_t(
+                    fa[i], shared_address(&s.v[k0 + lane / 16 * 8 + lane % 8][value0 + i * 16 + (lane / 8 & 1) * 8]));
                 fa[i][0] = times(fa[i][0], w0), fa[i][1] = times(fa[i][1], w0);
                 fa[i][2] = times(fa[i][2], w1), fa[i][3] = times(fa[i][3], w1);
 #pragma unroll
@@ -390,13 +393,16 @@ __global__ void __launch_bounds__(STATE_THREADS, 1) state_kernel(const __grid_co
 
 /* ---- out -------------------------------------------------------------------------------------------------------- */
 
-constexpr uint32_t OV = 128;      /* value columns taken at once */
+constexpr uint32_t OV = 128; /* value columns taken at once */
 constexpr int OUT_THREADS = 512;
 
 template <int DQ> struct out_memory {
     static constexpr int KC = DQ < 128 ? DQ : 128; /* keys' channels of C in a slot */
     static constexpr size_t K = HALF * (DQ + 8) * sizeof(bf16), C = (size_t)OV * KC * sizeof(bf16),
-                            V = CHUNK * (OV + 8) * sizeof(bf16), SLOT = K > C ? (K > V ? K : V) : C > V ? C : V;
+                            V = CHUNK * (OV + 8) * sizeof(bf16),
+                            SLOT = K > C   ? (K > V ? K : V)
+                                   : C > V ? C
+                                           : V;
     bf16 q[CHUNK][DQ + 8], p[CHUNK][CHUNK + 8];
     alignas(128) uint8_t slots[3][SLOT];
     float b[CHUNK], rise[CHUNK], peak[CHUNK], sum[2][CHUNK], qn[CHUNK], carry[CHUNK], inverse[CHUNK];
@@ -425,14 +431,16 @@ template <int DQ> __global__ void __launch_bounds__(OUT_THREADS, 1) out_kernel(c
         uint8_t *slot = s.slots[item % 3];
         if (item < 2) {
             uint32_t count = chunk.count > item * HALF ? chunk.count - item * HALF : 0;
-            fetch_rows<HALF, DQ, DQ + 8, OUT_THREADS>((bf16 *)slot, a.k + (token + (size_t)item * HALF * a.heads) * a.dq,
+            fetch_rows<HALF, DQ, DQ + 8, OUT_THREADS>((bf16 *)slot,
+                                                      a.k + (token + (size_t)item * HALF * a.heads) * a.dq,
                                                       (size_t)a.heads * a.dq, min(count, (uint32_t)HALF), a.dq);
         } else if (item < items) {
             uint32_t part = (item - 2) / EACH, which = (item - 2) % EACH, column = column0 + part * OV;
             if (which < CUTS) {
 #pragma unroll
                 for (uint32_t i = 0; i < OV / 16 * STEPS * 32 / OUT_THREADS; i++) {
-                    uint32_t at = tid + i * OUT_THREADS, from = column / 16 + at / (STEPS * 32), rest = at % (STEPS * 32);
+                    uint32_t at = tid + i * OUT_THREADS, from = column / 16 + at / (STEPS * 32),
+                             rest = at % (STEPS * 32);
                     bool there = from < a.dv16;
                     copy_async16(shared_address(slot + at * 16),
                                  state + ((size_t)(there ? from : 0) * a.dq16 + which * STEPS) * 32 + rest, there);
@@ -445,7 +453,8 @@ template <int DQ> __global__ void __launch_bounds__(OUT_THREADS, 1) out_kernel(c
         copy_async_commit();
     };
 
-    fetch_rows<CHUNK, DQ, DQ + 8, OUT_THREADS>(&s.q[0][0], a.q + token * a.dq, (size_t)a.heads * a.dq, chunk.count, a.dq);
+    fetch_rows<CHUNK, DQ, DQ + 8, OUT_THREADS>(&s.q[0][0], a.q + token * a.dq, (size_t)a.heads * a.dq, chunk.count,
+                                               a.dq);
     if (tid < 3 * CHUNK / 4) copy_async16(shared_address(s.b + tid * 4), p->b + tid * 4, true);
     else if (tid < 3 * CHUNK / 4 + 64)
         copy_async16(shared_address(&s.n[0][0] + (tid - 96) * 8), &p->n[0][0] + (tid - 96) * 8, true);
@@ -483,13 +492,16 @@ template <int DQ> __global__ void __launch_bounds__(OUT_THREADS, 1) out_kernel(c
                     }
                     if (with_n) {
                         uint32_t n0 = 0, n1 = 0;
-                        if (g < 2) n0 = *(const uint32_t *)&s.n[g][k0 + 2 * t], n1 = *(const uint32_t *)&s.n[g][k0 + 8 + 2 * t];
+                        if (g < 2)
+                            n0 = *(const uint32_t *)&s.n[g][k0 + 2 * t],
+                            n1 = *(const uint32_t *)&s.n[g][k0 + 8 + 2 * t];
                         mma_bf16(from_n, fa[0], fa[1], fa[2], fa[3], n0, n1);
                     }
                 }
                 float top[2] = {max_nan(m, s.peak[row]), max_nan(m, s.peak[row + 8])};
 #pragma unroll
-                for (uint32_t n = 0; n < 4; n++) { /* the second tile also where it is beyond the diagonal: it is read */
+                for (uint32_t n = 0; n < 4;
+                     n++) { /* the second tile also where it is beyond the diagonal: it is read */
                     uint32_t column = tile * 16 + n * 8 + 2 * t;
                     float rise[2] = {s.rise[column], s.rise[column + 1]};
 #pragma unroll
@@ -541,7 +553,8 @@ template <int DQ> __global__ void __launch_bounds__(OUT_THREADS, 1) out_kernel(c
                 uint32_t fa[2][4];
 #pragma unroll
                 for (int i = 0; i < 2; i++)
-                    load_matrix4(fa[i], shared_address(&s.q[band * 32 + i * 16 + lane % 16][which * KC + k * 16 + lane / 16 * 8]));
+                    load_matrix4(fa[i], shared_address(
+                                            &s.q[band * 32 + i * 16 + lane % 16][which * KC + k * 16 + lane / 16 * 8]));
 #pragma unroll
                 for (int n = 0; n < 2; n++) {
                     uint4 fb = c[(n * STEPS + k) * 32];
@@ -574,7 +587,8 @@ template <int DQ> __global__ void __launch_bounds__(OUT_THREADS, 1) out_kernel(c
 #pragma unroll
             for (int n = 0; n < 2; n++) {
                 uint32_t fb[4];
-                load_matrix4_t(fb, shared_address(v + (k * 16 + lane % 16) * (OV + 8) + quarter * 32 + n * 16 + lane / 16 * 8));
+                load_matrix4_t(
+                    fb, shared_address(v + (k * 16 + lane % 16) * (OV + 8) + quarter * 32 + n * 16 + lane / 16 * 8));
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     mma_bf16(acc[i][2 * n], fa[i][0], fa[i][1], fa[i][2], fa[i][3], fb[0], fb[1]);
@@ -645,7 +659,10 @@ uint32_t parts_for(const cuda_backend *be, uint32_t pieces)
 
 } // namespace
 
-static bool fits(const cuda_backend *be) { return out_for(be).bytes <= be->smem_max && state_for().bytes <= be->smem_max; }
+static bool fits(const cuda_backend *be)
+{
+    return out_for(be).bytes <= be->smem_max && state_for().bytes <= be->smem_max;
+}
 
 uint32_t cuda_piece_size(const cuda_backend *be) { return fits(be) ? CHUNK : CHUNK / 2; }
 
@@ -713,9 +730,11 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op)
     uint32_t window = window_of(be), tiles = a.dv16 / (TV / 16) * (a.dq16 / (TQ / 16));
     for (a.first = 0; a.first < be->n_chunks; a.first = a.end) {
         a.end = XL_MIN(a.first + window, be->n_chunks);
-        cuda_launch(be, "mlstm state", state.kernel, dim3(tiles, a.heads, be->n_chunked), dim3(STATE_THREADS), state.bytes, a);
+        cuda_launch(be, "mlstm state", state.kernel, dim3(tiles, a.heads, be->n_chunked), dim3(STATE_THREADS),
+                    state.bytes, a);
         a.parts = parts_for(be, a.end - a.first);
-        cuda_launch(be, "mlstm out", out.kernel, dim3((a.dv + OV * a.parts - 1) / (OV * a.parts), a.heads, a.end - a.first),
-                    dim3(OUT_THREADS), out.bytes, a);
+        cuda_launch(be, "mlstm out", out.kernel,
+                    dim3((a.dv + OV * a.parts - 1) / (OV * a.parts), a.heads, a.end - a.first), dim3(OUT_THREADS),
+                    out.bytes, a);
     }
 }

@@ -66,7 +66,8 @@ template <typename T> __global__ void __launch_bounds__(THREADS) rmsnorm_kernel(
 
 /* The same for a width that is a multiple of 8 and at most 2048 V: the row stays in registers, and weights are fetched
  * while the kernel before this one finishes. Statistics in float32. */
-template <typename T, int V> __global__ void __launch_bounds__(THREADS) rmsnorm_wide_kernel(T *y, const T *x, norm_args a)
+template <typename T, int V>
+__global__ void __launch_bounds__(THREADS) rmsnorm_wide_kernel(T *y, const T *x, norm_args a)
 {
     __shared__ float room[THREADS / 32];
     pdl_go();

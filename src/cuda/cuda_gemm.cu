@@ -198,8 +198,8 @@ static plan make_plan(cuda_gemm *g, cuda_backend *be, plan p, const void *w, con
     g->preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace));
     cublasLtMatmulHeuristicResult_t results[SUGGESTIONS];
     int n = 0;
-    if (g->suggest(g->handle, p.desc, p.w, p.x, p.y, p.y, preference,
-                   p.m <= MANY_ROWS ? SUGGESTIONS : SUGGESTIONS_MANY, results, &n) != CUBLAS_STATUS_SUCCESS)
+    if (g->suggest(g->handle, p.desc, p.w, p.x, p.y, p.y, preference, p.m <= MANY_ROWS ? SUGGESTIONS : SUGGESTIONS_MANY,
+                   results, &n) != CUBLAS_STATUS_SUCCESS)
         n = 0;
     g->preference_destroy(preference);
     if (n == 0) return p;

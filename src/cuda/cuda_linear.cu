@@ -51,8 +51,8 @@ __device__ void make_columns(const linear_args &a, bf16 *x)
     if (a.act == XLSTM_BF16 && wide) { /* one part, as it is stored */
         for (uint32_t i = threadIdx.x; i < all; i += THREADS) {
             uint32_t m = i / each, k = i % each * 8;
-            copy_async16(shared_address(x + (size_t)m * a.x_pitch + k), (const bf16 *)a.in.x + (size_t)(a.row0 + m) * a.k + k,
-                         k < a.k);
+            copy_async16(shared_address(x + (size_t)m * a.x_pitch + k),
+                         (const bf16 *)a.in.x + (size_t)(a.row0 + m) * a.k + k, k < a.k);
         }
         copy_async_commit();
         copy_async_wait<0>();
@@ -141,10 +141,12 @@ __device__ __forceinline__ void consume(float acc[NT][4], const uint8_t *slot, c
             uint32_t lo[P][4], hi[P][4];
             constexpr uint32_t ROW = F == XLSTM_F16 ? 512 : 1024;
             stored8 r;
-            r.a = *(const uint4 *)(mine + u * 1024), r.b = *(const uint4 *)(mine + u * 1024 + (F == XLSTM_F16 ? 0 : 512));
+            r.a = *(const uint4 *)(mine + u * 1024),
+            r.b = *(const uint4 *)(mine + u * 1024 + (F == XLSTM_F16 ? 0 : 512));
             values8(v, r, F);
             split8<P>(lo, v);
-            r.a = *(const uint4 *)(mine + u * 1024 + ROW), r.b = *(const uint4 *)(mine + u * 1024 + (F == XLSTM_F16 ? 0 : 1536));
+            r.a = *(const uint4 *)(mine + u * 1024 + ROW),
+            r.b = *(const uint4 *)(mine + u * 1024 + (F == XLSTM_F16 ? 0 : 1536));
             values8(v, r, F);
             split8<P>(hi, v);
 #pragma unroll
@@ -187,7 +189,8 @@ template <xlstm_dtype F> struct cursor {
             b = warp;
             uint32_t row = (tile - e.tile0) * (a.swiglu ? 8 : 16) + lane / 4, size = main && F != XLSTM_F32 ? 2 : 4;
             lo = e.w + ((size_t)min(row, e.n - 1) * e.pitch + lane % 4 * 8) * size;
-            hi = (a.swiglu ? a.e[1].w : e.w) + ((size_t)min(a.swiglu ? row : row + 8, e.n - 1) * e.pitch + lane % 4 * 8) * size;
+            hi = (a.swiglu ? a.e[1].w : e.w) +
+                 ((size_t)min(a.swiglu ? row : row + 8, e.n - 1) * e.pitch + lane % 4 * 8) * size;
             return;
         }
     }
@@ -292,7 +295,8 @@ __global__ void __launch_bounds__(THREADS, NT == 1 ? 3 : 2) linear_kernel(const 
             for (uint32_t o = (threadIdx.x + 32 * reducer) % THREADS; o < 8 * a.rows; o += THREADS) {
                 uint32_t r = o % 8, m = o / 8, n = tile * 8 + r;
                 if (n < e.n)
-                    store_plain(e.out, (size_t)(a.row0 + m) * e.stride + n, a.act, gated(added(r, m), added(r + 8, m), a.act));
+                    store_plain(e.out, (size_t)(a.row0 + m) * e.stride + n, a.act,
+                                gated(added(r, m), added(r + 8, m), a.act));
             }
         } else {
             for (uint32_t o = (threadIdx.x + 32 * reducer) % THREADS; o < 16 * a.rows; o += THREADS) {
@@ -631,12 +635,13 @@ linear_input linear_input_for(const cuda_backend *be, const cuda_op *op, uint32_
 bool linear_feeds_swiglu(const cuda_backend *be, const cuda_op *op, uint32_t rows)
 {
     const cuda_op *next = op + 1, *end = be->ops.data() + be->ops.size();
-    if (be->batch.traced || rows > FUSED_ROWS || op->n != 2 || next >= end || next->kind != cuda_op::SWIGLU) return false;
+    if (be->batch.traced || rows > FUSED_ROWS || op->n != 2 || next >= end || next->kind != cuda_op::SWIGLU)
+        return false;
     const xl_linear *l = op->group, *r = op->group + 1;
     return next->x == l->out && next->x2 == r->out && l->weight->dtype == r->weight->dtype &&
-           l->weight->out == r->weight->out && l->weight->out == be->opt.ffn_dim &&
-           l->stride == be->opt.ffn_dim && r->stride == l->stride && l->bias == nullptr && r->bias == nullptr &&
-           !l->add && !r->add && !l->wide && !r->wide && l->column == 0 && r->column == 0;
+           l->weight->out == r->weight->out && l->weight->out == be->opt.ffn_dim && l->stride == be->opt.ffn_dim &&
+           r->stride == l->stride && l->bias == nullptr && r->bias == nullptr && !l->add && !r->add && !l->wide &&
+           !r->wide && l->column == 0 && r->column == 0;
 }
 
 bool cuda_swiglu_is_done(const cuda_backend *be, const cuda_op *swiglu, uint32_t rows)
@@ -719,7 +724,9 @@ void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows)
             for (uint32_t i = 0; i < op->n; i++) {
                 xlstm_dtype f = op->group[i].weight->dtype;
                 bool is_small = op->group[i].weight->out < SMALL_OUT;
-                if (!left[i] || is_small != (small == 1) || (f != main && (f != XLSTM_F32 || (!is_small && !cuda_plain(main))))) continue;
+                if (!left[i] || is_small != (small == 1) ||
+                    (f != main && (f != XLSTM_F32 || (!is_small && !cuda_plain(main)))))
+                    continue;
                 chosen[n_chosen++] = i;
                 left[i] = false;
             }

@@ -95,7 +95,8 @@ __global__ void repack_kernel(uint8_t *tiles, const uint8_t *src, size_t src_byt
                               uint32_t rows, uint32_t in)
 {
     uint32_t lane = threadIdx.x, g = lane / 4, l = lane % 4, step = blockIdx.y, inside = step % GROUP_STEPS;
-    uint8_t *group = tiles + ((size_t)(tile0 + blockIdx.x) * quant_groups(in) + step / GROUP_STEPS) * quant_group_bytes(t);
+    uint8_t *group =
+        tiles + ((size_t)(tile0 + blockIdx.x) * quant_groups(in) + step / GROUP_STEPS) * quant_group_bytes(t);
     uint32_t high[2] = {}; /* what Q5_K and Q6_K keep apart of this lane's bits, by row */
     for (uint32_t half = 0; half < 2; half++) {
         uint32_t r = blockIdx.x * 16 + g + half * 8;

@@ -732,8 +732,10 @@ static void test_block_formats()
                         uint32_t finite = 0;
                         for (uint32_t i = 0; i < n; i++) finite += xl_is_finite(a[(size_t)bad * n + i]);
                         check("block not finite", detail, finite, 0);
-                        a.erase(a.begin() + (ptrdiff_t)((size_t)bad * n), a.begin() + (ptrdiff_t)((size_t)(bad + 1) * n));
-                        b.erase(b.begin() + (ptrdiff_t)((size_t)bad * n), b.begin() + (ptrdiff_t)((size_t)(bad + 1) * n));
+                        a.erase(a.begin() + (ptrdiff_t)((size_t)bad * n),
+                                a.begin() + (ptrdiff_t)((size_t)(bad + 1) * n));
+                        b.erase(b.begin() + (ptrdiff_t)((size_t)bad * n),
+                                b.begin() + (ptrdiff_t)((size_t)(bad + 1) * n));
                         check("block beside", detail, distance(a, b), tolerance(act, true));
                     }
                     t.drop(x), t.drop(y);
@@ -753,7 +755,8 @@ static void test_fused()
 {
     int before = checks;
     for (xlstm_dtype act : {XLSTM_F32, XLSTM_BF16, XLSTM_F16}) {
-        for (xlstm_dtype type : {XLSTM_BF16, XLSTM_F32, XLSTM_F16, XLSTM_Q8_0, XLSTM_Q4_0, XLSTM_Q4_K, XLSTM_Q5_K, XLSTM_Q6_K}) {
+        for (xlstm_dtype type :
+             {XLSTM_BF16, XLSTM_F32, XLSTM_F16, XLSTM_Q8_0, XLSTM_Q4_0, XLSTM_Q4_K, XLSTM_Q5_K, XLSTM_Q6_K}) {
             if (race && type != XLSTM_BF16 && type != XLSTM_Q4_K) continue;
             bool k_quant = type == XLSTM_Q4_K || type == XLSTM_Q5_K || type == XLSTM_Q6_K;
             for (uint32_t rows : {1u, 2u, 3u}) {
@@ -771,16 +774,18 @@ static void test_fused()
                     MUST(t.c->ops->store_new(t.c, &one.c, &err));
                     MUST(t.r->ops->store_new(t.r, &one.r, &err));
                 }
-                twin_matrix emb = t.matrix(XLSTM_BF16, V, D, 1, false, XL_USE_ROWS), wn = t.matrix(XLSTM_F32, 1, D, 0.1, true),
-                            wm = t.matrix(XLSTM_F32, 1, Vd, 0.1, true), wq = t.matrix(type, Qd, D, 0.05),
-                            wk = t.matrix(type, Qd, D, 0.05), wv = t.matrix(type, Vd, D, 0.05), wo = t.matrix(type, Vd, D, 0.05),
+                twin_matrix emb = t.matrix(XLSTM_BF16, V, D, 1, false, XL_USE_ROWS),
+                            wn = t.matrix(XLSTM_F32, 1, D, 0.1, true), wm = t.matrix(XLSTM_F32, 1, Vd, 0.1, true),
+                            wq = t.matrix(type, Qd, D, 0.05), wk = t.matrix(type, Qd, D, 0.05),
+                            wv = t.matrix(type, Vd, D, 0.05), wo = t.matrix(type, Vd, D, 0.05),
                             wi = t.matrix(XLSTM_F32, o.num_heads, D, 0.05), wp = t.matrix(type, D, Vd, 0.05),
-                            wg = t.matrix(type, F, D, 0.05), wu = t.matrix(type, F, D, 0.05), wd = t.matrix(type, D, F, 0.05),
-                            wh = t.matrix(type, V, D, 0.05);
-                twin_buffer x = t.buffer(rows, D), u = t.buffer(rows, D), q = t.buffer(rows, Qd), k = t.buffer(rows, Qd),
-                            v = t.buffer(rows, Vd), ob = t.buffer(rows, Vd), h = t.buffer(rows, Vd), g = t.buffer(rows, Vd),
-                            gates = t.buffer(rows, 2 * o.num_heads), y = t.buffer(rows, F), z = t.buffer(rows, F),
-                            p = t.buffer(rows, F), last = t.buffer(rows, D), logits = t.buffer(rows, V);
+                            wg = t.matrix(type, F, D, 0.05), wu = t.matrix(type, F, D, 0.05),
+                            wd = t.matrix(type, D, F, 0.05), wh = t.matrix(type, V, D, 0.05);
+                twin_buffer x = t.buffer(rows, D), u = t.buffer(rows, D), q = t.buffer(rows, Qd),
+                            k = t.buffer(rows, Qd), v = t.buffer(rows, Vd), ob = t.buffer(rows, Vd),
+                            h = t.buffer(rows, Vd), g = t.buffer(rows, Vd), gates = t.buffer(rows, 2 * o.num_heads),
+                            y = t.buffer(rows, F), z = t.buffer(rows, F), p = t.buffer(rows, F),
+                            last = t.buffer(rows, D), logits = t.buffer(rows, V);
                 for (int step = 0; step < 3; step++) {
                     plain_batch bc(rows, nullptr), br(rows, nullptr);
                     std::vector<xl_run> rc(rows), rr(rows);
@@ -810,7 +815,8 @@ static void test_fused()
                         l[1].weight = pick(wk), l[1].out = place(k), l[1].stride = Qd;
                         l[2].weight = pick(wv), l[2].out = place(v), l[2].stride = Vd;
                         l[3].weight = pick(wo), l[3].out = place(ob), l[3].stride = Vd;
-                        l[4].weight = pick(wi), l[4].out = place(gates), l[4].stride = 2 * o.num_heads, l[4].wide = true;
+                        l[4].weight = pick(wi), l[4].out = place(gates), l[4].stride = 2 * o.num_heads,
+                        l[4].wide = true;
                         l[5] = l[4];
                         l[5].column = o.num_heads;
                         be->ops->linear(be, l, 6, place(u), false);
@@ -874,7 +880,8 @@ static void test_fused()
                         }
                     });
                     for (uint32_t i = 0; i < rows; i++)
-                        check("fused fault", std::string(name(act)) + " rows " + std::to_string(rows), fabs((double)t.fc[i] - t.fr[i]), 0);
+                        check("fused fault", std::string(name(act)) + " rows " + std::to_string(rows),
+                              fabs((double)t.fc[i] - t.fr[i]), 0);
                 }
                 for (twin_buffer *b : {&x, &u, &q, &k, &v, &ob, &h, &g, &gates, &y, &z, &p, &last, &logits}) t.drop(*b);
                 for (twin_matrix *m : {&emb, &wn, &wm, &wq, &wk, &wv, &wo, &wi, &wp, &wg, &wu, &wd, &wh}) t.drop(*m);
