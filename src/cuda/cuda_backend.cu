@@ -15,7 +15,6 @@ namespace
 
 constexpr size_t STAGING = 16u << 20; /* bytes of each of the two upload buffers */
 constexpr uint32_t GRAPHS = 32;
-constexpr uint32_t CHUNKED_FROM = 16; /* tokens of a run from which the chunkwise form is used */
 
 void forget_graphs(cuda_backend *be)
 {
@@ -205,7 +204,7 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
     const xl_backend_options *o = &be->opt;
     cudaError_t code = cudaSuccess;
     table_layout table;
-    size_t chunk = XL_MIN(o->chunk_size, (uint32_t)CHUNK);
+    size_t period = 0;
     int result = check_options(o, err);
     if (result == XLSTM_OK) {
         result = xl_state_layout_make(&be->layout, o->state, o->num_blocks, o->num_heads, o->head_qk, o->head_v, err);
@@ -221,8 +220,10 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
         goto fail;
     }
     cuda_states_open(be);
-    /* a piece is cut by chunk borders, by 64-token borders inside chunks, and by the run's ends */
-    be->max_chunks = o->max_rows / chunk + 2 * (size_t)o->max_runs + o->max_rows / o->chunk_size + 2;
+    /* a piece is cut by borders, by its largest size between them, and by the run's ends */
+    period = cuda_piece_period(be);
+    be->max_chunks = o->max_rows / XL_MIN(period, (size_t)cuda_piece_size(be)) + o->max_rows / period + 2 +
+                     2 * (size_t)XL_MIN(o->max_runs, o->max_rows / CHUNKED_FROM);
     be->max_chunks = XL_MIN(be->max_chunks, (size_t)o->max_rows);
     table = table_of(be);
     be->table_bytes = table.bytes;
@@ -244,7 +245,7 @@ int open_backend(xl_backend **out, const xl_backend_options *options, xlstm_erro
     for (int i = 0; i < 2 && result == XLSTM_OK; i++)
         result = cuda_alloc(be, (void **)&be->raw[i], STAGING, "upload buffers", err);
     if (result == XLSTM_OK && cuda_chunkwise_fits(be)) {
-        be->intra_bytes = be->max_chunks * o->num_heads * cuda_intra_bytes(be);
+        be->intra_bytes = cuda_chunk_scratch(be);
         result = cuda_alloc(be, (void **)&be->intra, be->intra_bytes, "chunkwise scratch", err);
     }
     if (result == XLSTM_OK && o->state == XLSTM_I8) result = cuda_int8_open(be, err);
@@ -470,9 +471,11 @@ void fill_table(cuda_backend *be)
     memcpy(be->host_table + at.ids, batch->ids, batch->rows * sizeof(int32_t));
     if (batch->n_out > 0) memcpy(be->host_table + at.out_rows, batch->out_rows, batch->n_out * sizeof(uint32_t));
     cuda_run *runs = (cuda_run *)(be->host_table + at.runs);
+    be->host_runs = runs;
     cuda_chunk *chunks = (cuda_chunk *)(be->host_table + at.chunks);
     enum kind_t { SINGLE, STEPPED, CHUNKED };
     bool chunkwise = cuda_chunkwise_fits(be);
+    uint32_t period = cuda_piece_period(be), most = cuda_piece_size(be);
     uint32_t n = 0, n_long = 0;
     be->n_single = be->n_step = be->n_chunks = 0;
     for (kind_t kind : {SINGLE, STEPPED, CHUNKED}) {
@@ -496,8 +499,8 @@ void fill_table(cuda_backend *be)
             d->count = r->count;
             d->chunk0 = be->n_chunks;
             for (uint32_t done = 0, piece; kind == CHUNKED && done < r->count; done += piece) {
-                uint64_t inside = (r->position + done) % be->opt.chunk_size;
-                uint64_t to_border = XL_MIN(be->opt.chunk_size - inside, CHUNK - inside % CHUNK);
+                uint64_t inside = (r->position + done) % period,
+                         to_border = XL_MIN(period - inside, most - inside % most);
                 piece = (uint32_t)XL_MIN(to_border, (uint64_t)(r->count - done));
                 chunks[be->n_chunks].row = r->row + done;
                 chunks[be->n_chunks++].count = piece;

@@ -199,15 +199,11 @@ __device__ __forceinline__ void copy_async16(uint32_t to, const void *from, bool
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
-/* The same for weights, read once: 16 or 8 bytes. */
+/* The same for weights. */
 __device__ __forceinline__ void copy_stream16(uint32_t to, const void *from, bool valid)
 {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
                  : "memory");
-}
-__device__ __forceinline__ void copy_stream8(uint32_t to, const void *from)
-{
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
 }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void copy_async_wait()

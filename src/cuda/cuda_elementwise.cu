@@ -41,19 +41,10 @@ template <typename T> __global__ void __launch_bounds__(THREADS) rmsnorm_kernel(
     pdl_wait();
     const T *in = x + (size_t)blockIdx.x * a.width;
     T *out = y + (size_t)blockIdx.x * a.width;
-    bool wide = a.width % 8 == 0;
     float sum = 0;
-    if (wide && !a.rounds) {
-        for (uint32_t i = threadIdx.x * 8; i < a.width; i += THREADS * 8) {
-            float v[8];
-            load8(v, in + i);
-            for (int j = 0; j < 8; j++) sum += v[j] * v[j];
-        }
-    } else {
-        for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
-            float v = value_of(in[i]);
-            sum += a.rounds ? rounded<T>(v * v) : v * v;
-        }
+    for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
+        float v = value_of(in[i]);
+        sum += a.rounds ? rounded<T>(v * v) : v * v;
     }
     sum = block_sum(sum, room);
     if (threadIdx.x == 0 && !is_finite(sum)) {
@@ -66,24 +57,57 @@ template <typename T> __global__ void __launch_bounds__(THREADS) rmsnorm_kernel(
     } else {
         scale = 1.0f / sqrtf(mean + a.eps);
     }
-    if (wide && !a.rounds) {
-        for (uint32_t i = threadIdx.x * 8; i < a.width; i += THREADS * 8) {
-            float v[8], w[8];
-            load8(v, in + i);
-            load8(w, a.weight + i);
-            for (int j = 0; j < 8; j++) v[j] = v[j] * scale * w[j];
-            if (a.bias != nullptr) {
-                load8(w, a.bias + i);
-                for (int j = 0; j < 8; j++) v[j] += w[j];
-            }
-            store8(out + i, v);
-        }
-    } else {
-        for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
-            float v = value_of(in[i]) * scale;
-            v = (a.rounds ? rounded<T>(v) : v) * a.weight[i];
-            put(out + i, a.bias != nullptr ? v + a.bias[i] : v);
-        }
+    for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
+        float v = value_of(in[i]) * scale;
+        v = (a.rounds ? rounded<T>(v) : v) * a.weight[i];
+        put(out + i, a.bias != nullptr ? v + a.bias[i] : v);
+    }
+}
+
+/* The same for a width that is a multiple of 8 and at most 2048 V: the row stays in registers, and weights are fetched
+ * while the kernel before this one finishes. Statistics in float32. */
+template <typename T, int V>
+__global__ void __launch_bounds__(THREADS) rmsnorm_wide_kernel(T *y, const T *x, norm_args a)
+{
+    __shared__ float room[THREADS / 32];
+    pdl_go();
+    float w[V][8], v[V][8], sum = 0;
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+        uint32_t c = (i * THREADS + threadIdx.x) * 8;
+        if (c < a.width) load8(w[i], a.weight + c);
+    }
+    pdl_wait();
+    size_t row = (size_t)blockIdx.x * a.width;
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+        uint32_t c = (i * THREADS + threadIdx.x) * 8;
+        if (c < a.width) load8(v[i], x + row + c);
+    }
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+        if ((i * THREADS + threadIdx.x) * 8 >= a.width) continue;
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum += v[i][j] * v[i][j];
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = sum;
+    __syncthreads();
+    sum = 0;
+#pragma unroll
+    for (int i = 0; i < THREADS / 32; i++) sum += room[i];
+    if (threadIdx.x == 0 && !is_finite(sum))
+        report(a.faults, a.origin != nullptr ? a.origin[blockIdx.x] : blockIdx.x, a.fault);
+    float scale = 1.0f / sqrtf(sum / (float)a.width + a.eps);
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+        uint32_t c = (i * THREADS + threadIdx.x) * 8;
+        if (c >= a.width) continue;
+        float b[8] = {};
+        if (a.bias != nullptr) load8(b, a.bias + c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) v[i][j] = v[i][j] * scale * w[i][j] + b[j];
+        store8(y + row + c, v[i]);
     }
 }
 
@@ -126,18 +150,26 @@ __global__ void __launch_bounds__(THREADS)
     mhnorm_wide_kernel(T *g, const T *h, const T *o, uint32_t rows, uint32_t heads, norm_args a)
 {
     pdl_go();
-    pdl_wait();
     uint32_t lane = threadIdx.x % 32, at = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
-    if (at >= rows * heads) return;
     size_t first = (size_t)at * a.width;
     uint32_t channel = at % heads * a.width;
-    float v[V][8], sum = 0, squares = 0;
+    float w[V][8], v[V][8], gate[V][8], sum = 0, squares = 0;
+#pragma unroll
+    for (int i = 0; i < V; i++) { /* fetched while the kernel before this one finishes */
+        uint32_t c = (i * 32 + lane) * 8;
+        if (c < a.width) load8(w[i], a.weight + channel + c);
+    }
+    pdl_wait();
+    if (at >= rows * heads) return;
 #pragma unroll
     for (int i = 0; i < V; i++) {
         uint32_t c = (i * 32 + lane) * 8;
-        if (c < a.width) load8(v[i], h + first + c);
+        if (c < a.width) load8(v[i], h + first + c), load8(gate[i], o + first + c);
         else
             for (int j = 0; j < 8; j++) v[i][j] = 0;
+    }
+#pragma unroll
+    for (int i = 0; i < V; i++) {
 #pragma unroll
         for (int j = 0; j < 8; j++) sum += v[i][j];
     }
@@ -156,12 +188,10 @@ __global__ void __launch_bounds__(THREADS)
     for (int i = 0; i < V; i++) {
         uint32_t c = (i * 32 + lane) * 8;
         if (c >= a.width) continue;
-        float gate[8], w[8], b[8] = {};
-        load8(gate, o + first + c);
-        load8(w, a.weight + channel + c);
+        float b[8] = {};
         if (a.bias != nullptr) load8(b, a.bias + channel + c);
 #pragma unroll
-        for (int j = 0; j < 8; j++) v[i][j] = sigmoid(gate[j]) * ((v[i][j] - mean) * scale * w[j] + b[j]);
+        for (int j = 0; j < 8; j++) v[i][j] = sigmoid(gate[i][j]) * ((v[i][j] - mean) * scale * w[i][j] + b[j]);
         store8(g + first + c, v[i]);
     }
 }
@@ -307,9 +337,15 @@ void cuda_run_embed(cuda_backend *be, const cuda_op *op)
 
 void cuda_run_rmsnorm(cuda_backend *be, const cuda_op *op, uint32_t rows)
 {
+    norm_args a = norm_of(be, op);
     op->y->dtype = be->opt.activations;
-    BY_TYPE(op->y->dtype, cuda_launch(be, "rmsnorm", rmsnorm_kernel<T>, dim3(rows), dim3(THREADS), 0, (T *)op->y->data,
-                                      (const T *)op->x->data, norm_of(be, op)));
+    if (cuda_norm_goes_through(be, op, rows)) return;
+    BY_TYPE(op->y->dtype, cuda_launch(be, "rmsnorm",
+                                      a.rounds || a.width % 8 != 0 || a.width > 8192 ? rmsnorm_kernel<T>
+                                      : a.width <= 2048                              ? rmsnorm_wide_kernel<T, 1>
+                                      : a.width <= 4096                              ? rmsnorm_wide_kernel<T, 2>
+                                                                                     : rmsnorm_wide_kernel<T, 4>,
+                                      dim3(rows), dim3(THREADS), 0, (T *)op->y->data, (const T *)op->x->data, a));
 }
 
 void cuda_run_mhnorm(cuda_backend *be, const cuda_op *op, uint32_t rows)
@@ -317,6 +353,7 @@ void cuda_run_mhnorm(cuda_backend *be, const cuda_op *op, uint32_t rows)
     norm_args a = norm_of(be, op);
     a.width = be->opt.head_v;
     op->y->dtype = be->opt.activations;
+    if (cuda_norm_goes_through(be, op, rows)) return;
     if (a.width % 8 == 0 && a.width <= 1024 && !a.rounds) {
         uint32_t warps = rows * be->opt.num_heads;
         dim3 grid((warps + THREADS / 32 - 1) / (THREADS / 32));
@@ -336,6 +373,7 @@ void cuda_run_swiglu(cuda_backend *be, const cuda_op *op, uint32_t rows)
 {
     size_t n = (size_t)rows * be->opt.ffn_dim;
     op->y->dtype = be->opt.activations;
+    if (cuda_swiglu_is_done(be, op, rows)) return;
     BY_TYPE(op->y->dtype,
             cuda_launch(be, "swiglu", swiglu_kernel<T>, dim3(blocks_for(be, n, THREADS * 8)), dim3(THREADS), 0,
                         (T *)op->y->data, (const T *)op->x->data, (const T *)op->x2->data, n));

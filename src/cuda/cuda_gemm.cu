@@ -12,7 +12,7 @@ namespace
 {
 
 constexpr size_t WORKSPACE = 64u << 20;
-constexpr int SUGGESTIONS = 8, TRIES = 3;
+constexpr int SUGGESTIONS = 24, MANY_ROWS = 128, SUGGESTIONS_MANY = 8, TRIES = 3; /* few rows: short to time */
 
 struct plan {
     uint32_t m, n, k;
@@ -49,8 +49,28 @@ struct cuda_gemm {
     decltype(&cublasLtMatmulAlgoGetHeuristic) suggest;
     cublasLtHandle_t handle;
     void *workspace;
+    cudaStream_t side; /* for what runs beside large products */
+    cudaEvent_t forked, joined;
     std::vector<plan> plans;
 };
+
+static void release(cuda_gemm *g, bool bound)
+{
+    for (plan &p : g->plans) {
+        g->layout_destroy(p.x);
+        g->layout_destroy(p.w);
+        g->layout_destroy(p.y);
+        g->desc_destroy(p.desc);
+    }
+    if (g->side != nullptr) cudaStreamDestroy(g->side);
+    for (cudaEvent_t event : {g->forked, g->joined}) {
+        if (event != nullptr) cudaEventDestroy(event);
+    }
+    if (bound && g->handle != nullptr) g->destroy(g->handle);
+    cudaFree(g->workspace);
+    dlclose(g->library);
+    delete g;
+}
 
 int cuda_gemm_open(cuda_backend *be)
 {
@@ -89,11 +109,12 @@ int cuda_gemm_open(cuda_backend *be)
     bind(g->preference_set, "cublasLtMatmulPreferenceSetAttribute");
     bind(g->suggest, "cublasLtMatmulAlgoGetHeuristic");
     if (!found || g->create(&g->handle) != CUBLAS_STATUS_SUCCESS ||
-        cudaMalloc(&g->workspace, WORKSPACE) != cudaSuccess) {
+        cudaMalloc(&g->workspace, WORKSPACE) != cudaSuccess ||
+        cudaStreamCreateWithFlags(&g->side, cudaStreamNonBlocking) != cudaSuccess ||
+        cudaEventCreateWithFlags(&g->forked, cudaEventDisableTiming) != cudaSuccess ||
+        cudaEventCreateWithFlags(&g->joined, cudaEventDisableTiming) != cudaSuccess) {
+        release(g, found);
         (void)cudaGetLastError();
-        if (found && g->handle != nullptr) g->destroy(g->handle);
-        dlclose(library);
-        delete g;
         snprintf(be->gemm_note, sizeof(be->gemm_note),
                  "libcublasLt could not be set up: prompts run on the decode kernels");
         return XLSTM_E_DEVICE;
@@ -104,26 +125,35 @@ int cuda_gemm_open(cuda_backend *be)
 
 void cuda_gemm_close(cuda_backend *be)
 {
-    cuda_gemm *g = be->gemm;
-    if (g == nullptr) return;
-    for (plan &p : g->plans) {
-        g->layout_destroy(p.x);
-        g->layout_destroy(p.w);
-        g->layout_destroy(p.y);
-        g->desc_destroy(p.desc);
-    }
-    g->destroy(g->handle);
-    cudaFree(g->workspace);
-    dlclose(g->library);
-    delete g;
+    if (be->gemm != nullptr) release(be->gemm, true);
     be->gemm = nullptr;
 }
 
+cudaStream_t cuda_gemm_fork(cuda_backend *be)
+{
+    cuda_gemm *g = be->gemm;
+    cudaError_t code = cudaEventRecord(g->forked, be->stream);
+    if (code == cudaSuccess) code = cudaStreamWaitEvent(g->side, g->forked, 0);
+    if (code != cudaSuccess) cuda_note(be, code, "forking a stream");
+    return g->side;
+}
+
+void cuda_gemm_join(cuda_backend *be)
+{
+    cuda_gemm *g = be->gemm;
+    cudaError_t code = cudaEventRecord(g->joined, g->side);
+    if (code == cudaSuccess) code = cudaStreamWaitEvent(be->stream, g->joined, 0);
+    if (code != cudaSuccess) cuda_note(be, code, "joining a stream");
+    be->after_kernel = false;
+}
+
+/* `cold`: overwritten before each try, so that weights come from memory as they will. */
 static float time_once(cuda_gemm *g, cuda_backend *be, const plan &p, const cublasLtMatmulAlgo_t *algo, const void *w,
-                       const void *x, void *y, cudaEvent_t from, cudaEvent_t to)
+                       const void *x, void *y, void *cold, size_t cold_bytes, cudaEvent_t from, cudaEvent_t to)
 {
     float one = 1, beta = p.add ? 1.0f : 0.0f, best = 1e30f;
     for (int i = 0; i < TRIES + 1; i++) { /* the first warms up */
+        if (cold != nullptr) cudaMemsetAsync(cold, i, cold_bytes, be->stream);
         cudaEventRecord(from, be->stream);
         if (g->matmul(g->handle, p.desc, &one, w, p.w, x, p.x, &beta, y, p.y, y, p.y, algo, g->workspace, WORKSPACE,
                       be->stream) != CUBLAS_STATUS_SUCCESS) {
@@ -168,8 +198,8 @@ static plan make_plan(cuda_gemm *g, cuda_backend *be, plan p, const void *w, con
     g->preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace));
     cublasLtMatmulHeuristicResult_t results[SUGGESTIONS];
     int n = 0;
-    if (g->suggest(g->handle, p.desc, p.w, p.x, p.y, p.y, preference, SUGGESTIONS, results, &n) !=
-        CUBLAS_STATUS_SUCCESS)
+    if (g->suggest(g->handle, p.desc, p.w, p.x, p.y, p.y, preference, p.m <= MANY_ROWS ? SUGGESTIONS : SUGGESTIONS_MANY,
+                   results, &n) != CUBLAS_STATUS_SUCCESS)
         n = 0;
     g->preference_destroy(preference);
     if (n == 0) return p;
@@ -177,11 +207,18 @@ static plan make_plan(cuda_gemm *g, cuda_backend *be, plan p, const void *w, con
     p.algo = results[0].algo;
     if (n == 1 || capturing) return p;
     /* timed into memory of its own: with `add` the true output must not change */
-    void *y = nullptr;
+    void *y = nullptr, *cold = nullptr;
     cudaEvent_t from, to;
     if (cudaMalloc(&y, y_bytes) != cudaSuccess) {
         (void)cudaGetLastError();
         return p;
+    }
+    int cache = 0;
+    cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, be->device);
+    size_t cold_bytes = 2 * (size_t)cache;
+    if (p.m > MANY_ROWS || cache <= 0 || cudaMalloc(&cold, cold_bytes) != cudaSuccess) {
+        (void)cudaGetLastError();
+        cold = nullptr;
     }
     cudaEventCreate(&from);
     cudaEventCreate(&to);
@@ -189,7 +226,7 @@ static plan make_plan(cuda_gemm *g, cuda_backend *be, plan p, const void *w, con
     cudaMemsetAsync(y, 0, y_bytes, be->stream);
     float best = 1e30f;
     for (int i = 0; i < n; i++) {
-        float ms = time_once(g, be, p, &results[i].algo, w, x, y, from, to);
+        float ms = time_once(g, be, p, &results[i].algo, w, x, y, cold, cold_bytes, from, to);
         if (ms < best) {
             best = ms;
             p.algo = results[i].algo;
@@ -198,6 +235,7 @@ static plan make_plan(cuda_gemm *g, cuda_backend *be, plan p, const void *w, con
     cudaEventDestroy(from);
     cudaEventDestroy(to);
     cudaFree(y);
+    cudaFree(cold);
     return p;
 }
 

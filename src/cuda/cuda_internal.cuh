@@ -64,7 +64,8 @@ struct cuda_run {
     uint32_t chunk0, n_chunks; /* its pieces in the chunk table */
 };
 
-/* A piece of a run that ends at a chunk border, at a 64-token border inside the chunk, or with the run. */
+/* A piece of a run: ends at a multiple of the piece size since the start of the sequence, or with the run; where the state
+ * is rounded at chunk borders, at those, and at multiples of the piece size inside a chunk. */
 struct cuda_chunk {
     uint32_t row, count;
 };
@@ -76,7 +77,7 @@ struct cuda_sample {
     float temperature, top_p, min_p;
 };
 
-enum { CHUNK = 64 };      /* most tokens a piece */
+enum { CHUNK = 128, CHUNKED_FROM = 16 }; /* largest piece size; tokens of a run from which the chunkwise form is used */
 enum { COUNTERS = 2048 }; /* kernels of a pass that hand out work */
 
 struct cuda_op {
@@ -117,6 +118,7 @@ struct cuda_backend {
     int32_t *ids;
     uint32_t *out_rows;
     cuda_run *runs; /* of one token first, then the other stepped ones, then chunked ones */
+    const cuda_run *host_runs; /* the same, in the host's copy */
     cuda_chunk *chunks;
     size_t max_chunks;
     cuda_sample *samples;          /* [n_out] */
@@ -125,7 +127,7 @@ struct cuda_backend {
     uint32_t sample_blocks;
     uint32_t *counters, *faults, *host_faults; /* counters [COUNTERS], then faults: one clearing */
     uint32_t n_counters;                       /* handed to kernels of this pass */
-    uint8_t *intra;                            /* chunkwise scratch: per chunk and head */
+    uint8_t *intra;                            /* chunkwise scratch */
     size_t intra_bytes;
 
     /* the pass */
@@ -243,11 +245,18 @@ void cuda_run_bias(cuda_backend *be, const xl_linear *l, uint32_t rows);
 
 /* cuda_linear.cu */
 void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows);
+/* For few rows the products do the norm in front of them, and a swiglu behind them, themselves: then those operations
+ * launch nothing, and their buffers in between are not written. Never in traced passes. */
+bool cuda_norm_goes_through(const cuda_backend *be, const cuda_op *norm, uint32_t rows);
+bool cuda_swiglu_is_done(const cuda_backend *be, const cuda_op *swiglu, uint32_t rows);
 cudaError_t cuda_linear_setup(cuda_backend *be);
 
 /* cuda_gemm.cu: large products through cublasLt */
 int cuda_gemm_open(cuda_backend *be);
 void cuda_gemm_close(cuda_backend *be);
+/* A stream for work beside large products: it starts after what the backend's stream has, and must be joined. */
+cudaStream_t cuda_gemm_fork(cuda_backend *be);
+void cuda_gemm_join(cuda_backend *be);
 /* A second product with the same x: how far its weights and output lie from the first's, in elements. */
 struct cuda_pair {
     int64_t w, y;
@@ -263,7 +272,13 @@ void cuda_run_mlstm(cuda_backend *be, const cuda_op *op);
 void cuda_run_steps(cuda_backend *be, const cuda_op *op, uint32_t first, uint32_t n, size_t c_block);
 cudaError_t cuda_mlstm_setup(cuda_backend *be);
 bool cuda_chunkwise_fits(const cuda_backend *be);
-size_t cuda_intra_bytes(const cuda_backend *be); /* scratch a chunk and head */
+size_t cuda_chunk_scratch(const cuda_backend *be); /* bytes, given max_chunks */
+uint32_t cuda_piece_size(const cuda_backend *be); /* most tokens a piece */
+/* Tokens of a sequence after which a piece ends, too: where C is rounded to the state's format. */
+static inline uint32_t cuda_piece_period(const cuda_backend *be)
+{
+    return be->opt.state == XLSTM_BF16 ? be->opt.chunk_size : cuda_piece_size(be);
+}
 
 /* cuda_int8.cu: int8 states */
 int cuda_int8_open(cuda_backend *be, xlstm_error *err);

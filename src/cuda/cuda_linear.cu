@@ -2,109 +2,69 @@
  * cuda_linear.cu — y = x W^T + b. Few rows: one kernel that streams the weights once through shared memory into tensor-core
  * fragments; activations are split into bfloat16 parts (one, two or three columns a row for BF16, F16, F32
  * activations), weights likewise where they are wider, so that every product is exact and sums are float32 whatever the
- * formats. Many rows: cublasLt (cuda_gemm.cu), with small matrices (gates) through a kernel of their own.
+ * formats. Block formats have a kernel of their own (cuda_block.cu). Many rows: cublasLt (cuda_gemm.cu), with small
+ * matrices (gates) through another kernel.
  */
-#include "cuda_quant.cuh"
+#include "cuda_linear.cuh"
 
 namespace
 {
 
-constexpr int THREADS = 256, WARPS = 8, STEP = 32, MAX_COLUMNS = 32;
+constexpr int THREADS = LINEAR_THREADS, WARPS = LINEAR_WARPS, STEP = LINEAR_STEP, MAX_COLUMNS = 32;
 constexpr uint32_t BLOCKS = 2; /* a multiprocessor */
 
-enum format { W_BF16, W_F16, W_F32, W_Q8_0, W_Q4_0, W_Q4_K, W_BYTES, W_FORMATS };
-
-struct entry {
-    const uint8_t *w, *scales;
-    const float *bias;
-    void *out;
-    size_t pitch;
-    uint32_t n, stride, column, tile0, format;
-    bool add, wide;
-};
-
 struct linear_args {
-    entry e[8];
+    linear_entry e[8];
     uint32_t n_entries, tiles;
     uint32_t rows, parts, k, k_padded, x_pitch, x_bytes; /* x_pitch: elements a column in shared memory */
     uint32_t stages;                                     /* slots of a warp's ring: 4, or 2 */
     uint32_t *counter; /* hands out tiles after the first of each block; NULL: every gridDim-th, for small k */
     uint32_t row0;     /* first row of x and of the outputs */
     xlstm_dtype act;
-    const void *x;
+    linear_input in;
+    bool swiglu; /* a tile is 8 rows of entry 0 and 8 of entry 1; entry 0's output gets silu(first) * second */
 };
 
 /* ---- making the input columns in shared memory ---------------------------------------------------------------- */
 
-/* Eight values as stored; loads of several are issued before the first is used. */
-struct raw {
-    uint4 a, b;
-};
-__device__ __forceinline__ raw fetch8(const void *p, size_t i, xlstm_dtype t)
+/* Values k .. k + 7 of row m to x [column][pitch], into the columns of its parts (part p of row m: p * rows + m). */
+__device__ __forceinline__ void write_parts(const linear_args &a, bf16 *x, uint32_t m, uint32_t k, float v[8])
 {
-    raw r;
-    r.a = *(const uint4 *)((const uint8_t *)p + i * (t == XLSTM_F32 ? 4 : 2));
-    r.b = t == XLSTM_F32 ? *(const uint4 *)((const uint8_t *)p + i * 4 + 16) : make_uint4(0, 0, 0, 0);
-    return r;
-}
-__device__ __forceinline__ void values8(float v[8], const raw &r, xlstm_dtype t)
-{
-    if (t == XLSTM_F32) {
-        v[0] = __uint_as_float(r.a.x), v[1] = __uint_as_float(r.a.y), v[2] = __uint_as_float(r.a.z),
-        v[3] = __uint_as_float(r.a.w);
-        v[4] = __uint_as_float(r.b.x), v[5] = __uint_as_float(r.b.y), v[6] = __uint_as_float(r.b.z),
-        v[7] = __uint_as_float(r.b.w);
-    } else if (t == XLSTM_BF16) {
-        unpack_bf16(v, r.a.x), unpack_bf16(v + 2, r.a.y), unpack_bf16(v + 4, r.a.z), unpack_bf16(v + 6, r.a.w);
-    } else {
-        unpack_f16(v, r.a.x), unpack_f16(v + 2, r.a.y), unpack_f16(v + 4, r.a.z), unpack_f16(v + 6, r.a.w);
-    }
-}
-
-/* Where columns go: x [column][pitch], and the sum of each 32 of a column, [step][width]. */
-struct columns {
-    bf16 *x;
-    float *sums;
-    uint32_t width;
-};
-
-/* Values k .. k + 7 of row m, into the columns of its parts (part p of row m: p * rows + m). The four lanes that share
- * a step call together. */
-__device__ __forceinline__ void write_parts(const linear_args &a, const columns &c, uint32_t m, uint32_t k, float v[8])
-{
-    uint32_t lane = threadIdx.x % 32, quad = 0xfu << (lane & ~3u);
     for (uint32_t p = 0; p < a.parts; p++) {
-        uint32_t column = p * a.rows + m;
         uint4 u =
             make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
-        *(uint4 *)(c.x + (size_t)column * a.x_pitch + k) = u;
-        float r[8];
-        unpack_bf16(r, u.x), unpack_bf16(r + 2, u.y), unpack_bf16(r + 4, u.z), unpack_bf16(r + 6, u.w);
-        if (c.sums != nullptr) {
-            float sum = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
-            sum += __shfl_xor_sync(quad, sum, 1);
-            sum += __shfl_xor_sync(quad, sum, 2);
-            if (lane % 4 == 0) c.sums[k / 32 * c.width + column] = sum;
-        }
+        *(uint4 *)(x + (size_t)(p * a.rows + m) * a.x_pitch + k) = u;
         if (p + 1 < a.parts) {
+            float r[8];
+            unpack_bf16(r, u.x), unpack_bf16(r + 2, u.y), unpack_bf16(r + 4, u.z), unpack_bf16(r + 6, u.w);
 #pragma unroll
             for (int j = 0; j < 8; j++) v[j] -= r[j];
         }
     }
 }
 
-__device__ void make_columns(const linear_args &a, const columns &c)
+__device__ void make_columns(const linear_args &a, bf16 *x)
 {
     constexpr int AT_ONCE = 6;
     uint32_t each = a.k_padded / 8, all = a.rows * each;
     bool wide = a.k % 8 == 0;
+    if (a.act == XLSTM_BF16 && wide) { /* one part, as it is stored */
+        for (uint32_t i = threadIdx.x; i < all; i += THREADS) {
+            uint32_t m = i / each, k = i % each * 8;
+            copy_async16(shared_address(x + (size_t)m * a.x_pitch + k),
+                         (const bf16 *)a.in.x + (size_t)(a.row0 + m) * a.k + k, k < a.k);
+        }
+        copy_async_commit();
+        copy_async_wait<0>();
+        return;
+    }
     for (uint32_t i = threadIdx.x; i < all; i += AT_ONCE * THREADS) {
-        raw r[AT_ONCE];
+        stored8 r[AT_ONCE];
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
             uint32_t at = i + j * THREADS, m = at / each, k = at % each * 8;
             r[j].a = r[j].b = make_uint4(0, 0, 0, 0);
-            if (at < all && wide && k < a.k) r[j] = fetch8(a.x, (size_t)(a.row0 + m) * a.k + k, a.act);
+            if (at < all && wide && k < a.k) r[j] = fetch8(a.in.x, (size_t)(a.row0 + m) * a.k + k, a.act);
         }
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
@@ -114,304 +74,88 @@ __device__ void make_columns(const linear_args &a, const columns &c)
             values8(v, r[j], a.act);
             if (!wide) {
                 size_t row = (size_t)(a.row0 + m) * a.k;
-                for (uint32_t e = 0; e < 8; e++) v[e] = k + e < a.k ? load_plain(a.x, row + k + e, a.act) : 0.0f;
+                for (uint32_t e = 0; e < 8; e++) v[e] = k + e < a.k ? load_plain(a.in.x, row + k + e, a.act) : 0.0f;
             }
-            write_parts(a, c, m, k, v);
+            write_parts(a, x, m, k, v);
         }
     }
 }
 
 /* ---- weights: a batch is what a warp takes at once from its ring of slots in shared memory --------------------- */
 
-constexpr uint32_t SLOT = 2048 + 384; /* bytes: values and scales */
+constexpr uint32_t SLOT = 2048; /* bytes */
 
-template <int F> struct batch;
+/* Steps of 32 columns a batch has. */
+template <xlstm_dtype F> constexpr uint32_t batch_steps = F == XLSTM_F32 ? 1 : 2;
 
-template <> struct batch<W_BF16> {
-    static constexpr uint32_t STEPS = 2;
-    uint4 lo[STEPS], hi[STEPS]; /* rows g and g + 8 */
-};
-template <> struct batch<W_F16> {
-    static constexpr uint32_t STEPS = 2;
-    uint4 lo[STEPS], hi[STEPS];
-};
-template <> struct batch<W_F32> {
-    static constexpr uint32_t STEPS = 1;
-    uint4 lo[2 * STEPS], hi[2 * STEPS];
-};
-template <> struct batch<W_Q8_0> {
-    static constexpr uint32_t STEPS = 4;
-    uint4 q[STEPS];
-    uint2 lo, hi; /* four scales of row g and of row g + 8 */
-};
-template <> struct batch<W_Q4_0> {
-    static constexpr uint32_t STEPS = 8;
-    uint4 q[STEPS / 2], lo, hi;
-};
-template <> struct batch<W_Q4_K> {
-    static constexpr uint32_t STEPS = 8;
-    uint4 q[STEPS / 2], lo, hi;
-    uint32_t d_lo, d_hi;
-};
-template <> struct batch<W_BYTES> {
-    static constexpr uint32_t STEPS = 2;
-    uint4 q[STEPS];
-    float s[STEPS][6];
-};
-
-/* Where a lane's weights of a tile are. */
-struct place {
-    const uint8_t *lo, *hi; /* plain: its 8 columns of step 0 in rows g and g + 8. Blocks: its bytes of step 0 (lo) */
-    const uint8_t *scales;  /* of the tile */
-};
-
-template <int F> __device__ __forceinline__ place place_of(const entry &e, uint32_t tile, uint32_t k, uint32_t lane)
-{
-    uint32_t g = lane / 4, t = lane % 4, row = (tile - e.tile0) * 16;
-    place p;
-    if (F == W_BF16 || F == W_F16 || F == W_F32) {
-        constexpr size_t size = F == W_F32 ? 4 : 2;
-        p.lo = e.w + ((size_t)min(row + g, e.n - 1) * e.pitch + 8 * t) * size;
-        p.hi = e.w + ((size_t)min(row + g + 8, e.n - 1) * e.pitch + 8 * t) * size;
-        p.scales = nullptr;
-    } else {
-        size_t groups = quant_groups(k), at = tile - e.tile0;
-        size_t group_bytes = (F == W_Q4_0 || F == W_Q4_K) ? 4 * 512 : 8 * 512;
-        size_t scale_bytes = F == W_Q4_K ? K_GROUP_BYTES : F == W_BYTES ? 8 * 192 : 256;
-        p.lo = p.hi = e.w + at * groups * group_bytes + lane * 16;
-        p.scales = e.scales + at * groups * scale_bytes;
-    }
-    return p;
-}
-
-/* Starts copying batch b of a tile to a slot; steps at and beyond `steps` of plain formats become zero. */
-template <int F>
-__device__ __forceinline__ void issue(uint32_t slot, const place &p, uint32_t b, uint32_t steps, uint32_t lane)
+/* Starts copying batch b of a tile to a slot; steps at and beyond `steps` of narrow formats become zero. lo and hi: this
+ * lane's 8 columns of step 0 in rows g and g + 8. */
+template <xlstm_dtype F>
+__device__ __forceinline__ void issue(uint32_t slot, const uint8_t *lo, const uint8_t *hi, uint32_t b, uint32_t steps,
+                                      uint32_t lane)
 {
     uint32_t mine = slot + lane * 16;
-    if constexpr (F == W_BF16 || F == W_F16) {
+    if constexpr (F == XLSTM_F32) {
+#pragma unroll
+        for (uint32_t h = 0; h < 2; h++) {
+            copy_stream16(mine + h * 512, lo + (size_t)b * 128 + h * 16, true);
+            copy_stream16(mine + 1024 + h * 512, hi + (size_t)b * 128 + h * 16, true);
+        }
+    } else {
 #pragma unroll
         for (uint32_t u = 0; u < 2; u++) {
             uint32_t s = b * 2 + u;
-            copy_stream16(mine + u * 1024, p.lo + (s < steps ? (size_t)s * 64 : 0), s < steps);
-            copy_stream16(mine + u * 1024 + 512, p.hi + (s < steps ? (size_t)s * 64 : 0), s < steps);
-        }
-    } else if constexpr (F == W_F32) {
-#pragma unroll
-        for (uint32_t h = 0; h < 2; h++) {
-            copy_stream16(mine + h * 512, p.lo + (size_t)b * 128 + h * 16, true);
-            copy_stream16(mine + 1024 + h * 512, p.hi + (size_t)b * 128 + h * 16, true);
-        }
-    } else {
-        constexpr uint32_t PIECES = F == W_BYTES ? 2 : 4;
-#pragma unroll
-        for (uint32_t u = 0; u < PIECES; u++)
-            copy_stream16(mine + u * 512, p.lo + (size_t)(b * PIECES + u) * 512, true);
-        if constexpr (F == W_Q8_0) {
-            if (lane < 16)
-                copy_stream8(slot + 2048 + lane * 8, p.scales + (size_t)(b / 2) * 256 + (b & 1) * 8 + lane * 16);
-        } else {
-            constexpr uint32_t bytes = F == W_Q4_0 ? 256 : F == W_Q4_K ? K_GROUP_BYTES : 384;
-            if (lane < bytes / 16) copy_stream16(mine + 2048, p.scales + (size_t)b * bytes + lane * 16, true);
+            copy_stream16(mine + u * 1024, lo + (s < steps ? (size_t)s * 64 : 0), s < steps);
+            copy_stream16(mine + u * 1024 + 512, hi + (s < steps ? (size_t)s * 64 : 0), s < steps);
         }
     }
 }
 
-/* A slot's batch to registers. */
-template <int F> __device__ __forceinline__ void take(batch<F> &w, const uint8_t *slot, uint32_t lane)
+/* acc += batch b, from its slot, times the input columns; x[nt] is this lane's column at its first k of step 0. */
+template <xlstm_dtype F, int NT>
+__device__ __forceinline__ void consume(float acc[NT][4], const uint8_t *slot, const bf16 *const x[NT], uint32_t b,
+                                        uint32_t lane)
 {
-    uint32_t g = lane / 4;
-    const uint8_t *mine = slot + lane * 16, *s = slot + 2048;
-    if constexpr (F == W_BF16 || F == W_F16) {
+    const uint8_t *mine = slot + lane * 16;
+    if constexpr (F == XLSTM_BF16) {
+        uint4 lo[2], hi[2];
 #pragma unroll
         for (uint32_t u = 0; u < 2; u++) {
-            w.lo[u] = *(const uint4 *)(mine + u * 1024);
-            w.hi[u] = *(const uint4 *)(mine + u * 1024 + 512);
+            lo[u] = *(const uint4 *)(mine + u * 1024);
+            hi[u] = *(const uint4 *)(mine + u * 1024 + 512);
         }
-    } else if constexpr (F == W_F32) {
 #pragma unroll
-        for (uint32_t h = 0; h < 2; h++) {
-            w.lo[h] = *(const uint4 *)(mine + h * 512);
-            w.hi[h] = *(const uint4 *)(mine + 1024 + h * 512);
+        for (uint32_t u = 0; u < 2; u++) {
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                uint4 c = *(const uint4 *)(x[nt] + (b * 2 + u) * STEP);
+                mma_bf16(acc[nt], lo[u].x, hi[u].x, lo[u].y, hi[u].y, c.x, c.y);
+                mma_bf16(acc[nt], lo[u].z, hi[u].z, lo[u].w, hi[u].w, c.z, c.w);
+            }
         }
     } else {
-        constexpr uint32_t PIECES = F == W_BYTES ? 2 : 4;
+        constexpr int P = F == XLSTM_F16 ? 2 : 3;
 #pragma unroll
-        for (uint32_t u = 0; u < PIECES; u++) w.q[u] = *(const uint4 *)(mine + u * 512);
-        if constexpr (F == W_Q8_0) {
-            w.lo = *(const uint2 *)(s + g * 8);
-            w.hi = *(const uint2 *)(s + (g + 8) * 8);
-        } else if constexpr (F == W_Q4_0 || F == W_Q4_K) {
-            w.lo = *(const uint4 *)(s + g * 16);
-            w.hi = *(const uint4 *)(s + (g + 8) * 16);
-            if constexpr (F == W_Q4_K) {
-                w.d_lo = *(const uint32_t *)(s + 256 + g * 4);
-                w.d_hi = *(const uint32_t *)(s + 256 + (g + 8) * 4);
-            }
-        } else {
-#pragma unroll
-            for (uint32_t u = 0; u < 2; u++) {
-                const float *f = (const float *)(s + u * 192);
-#pragma unroll
-                for (uint32_t i = 0; i < 3; i++) w.s[u][2 * i] = f[i * 16 + g], w.s[u][2 * i + 1] = f[i * 16 + g + 8];
-            }
-        }
-    }
-}
-
-/* Eight values as bf16 fragments of `parts` exact parts: f[part][4 words of 2]. */
-template <int P> __device__ __forceinline__ void split8(uint32_t f[P][4], float v[8])
-{
-#pragma unroll
-    for (int p = 0; p < P; p++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            f[p][i] = pack_bf16(v[2 * i], v[2 * i + 1]);
-            if (p + 1 < P) {
-                float r[2];
-                unpack_bf16(r, f[p][i]);
-                v[2 * i] -= r[0];
-                v[2 * i + 1] -= r[1];
-            }
-        }
-    }
-}
-
-/* Four signed bytes (stored + 128 by the xor) to two words of bf16 pairs; exact. */
-__device__ __forceinline__ void bytes_to_bf16(uint32_t out[2], uint32_t u)
-{
-    u ^= 0x80808080u;
-    float f[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) f[i] = __uint_as_float(__byte_perm(u, 0x4b000000u, 0x7440 + i)) - 8388736.0f;
-    out[0] = __byte_perm(__float_as_uint(f[0]), __float_as_uint(f[1]), 0x7632);
-    out[1] = __byte_perm(__float_as_uint(f[2]), __float_as_uint(f[3]), 0x7632);
-}
-
-/* (a & b) | c in one instruction, which the compiler does not find when b and c are constants */
-__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c)
-{
-    uint32_t d;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
-
-/* Eight nibbles to four words of bf16 pairs, each value 128 too large. */
-__device__ __forceinline__ void nibbles_to_bf16(uint32_t out[4], uint32_t w)
-{
-#pragma unroll
-    for (int i = 0; i < 4; i++) out[i] = and_or(w >> (4 * i), 0x000f000fu, 0x43004300u);
-}
-
-__device__ __forceinline__ float half_at(uint32_t word, int i)
-{
-    float f[2];
-    unpack_f16(f, word);
-    return f[i];
-}
-
-/* Byte i of a word; the mantissa trick is faster than a conversion. */
-__device__ __forceinline__ float byte_at(uint32_t word, int i)
-{
-    return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + i)) - 8388608.0f;
-}
-
-__device__ __forceinline__ uint32_t word_of(const uint4 &u, int i)
-{
-    return i == 0 ? u.x : i == 1 ? u.y : i == 2 ? u.z : u.w;
-}
-
-/* acc += batch times the input columns; x[nt] is this lane's column at its first k of step 0 (8t, or 4t for W_BYTES),
- * sums the column sums of its two accumulator columns of step 0. */
-template <int F, int NT>
-__device__ __forceinline__ void consume(float acc[NT][4], const batch<F> &w, const bf16 *const x[NT], const float *sums,
-                                        uint32_t b)
-{
-    constexpr uint32_t STEPS = batch<F>::STEPS;
-#pragma unroll
-    for (uint32_t u = 0; u < STEPS; u++) {
-        uint32_t step = b * STEPS + u, k = step * STEP;
-        if constexpr (F == W_BF16) {
-#pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                uint4 c = *(const uint4 *)(x[nt] + k);
-                mma_bf16(acc[nt], w.lo[u].x, w.hi[u].x, w.lo[u].y, w.hi[u].y, c.x, c.y);
-                mma_bf16(acc[nt], w.lo[u].z, w.hi[u].z, w.lo[u].w, w.hi[u].w, c.z, c.w);
-            }
-        } else if constexpr (F == W_F16 || F == W_F32) {
-            constexpr int P = F == W_F16 ? 2 : 3;
+        for (uint32_t u = 0; u < batch_steps<F>; u++) {
             float v[8];
             uint32_t lo[P][4], hi[P][4];
-            if constexpr (F == W_F16) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) unpack_f16(v + 2 * i, word_of(w.lo[u], i));
-                split8<P>(lo, v);
-#pragma unroll
-                for (int i = 0; i < 4; i++) unpack_f16(v + 2 * i, word_of(w.hi[u], i));
-                split8<P>(hi, v);
-            } else {
-#pragma unroll
-                for (int i = 0; i < 8; i++) v[i] = __uint_as_float(word_of(w.lo[2 * u + i / 4], i % 4));
-                split8<P>(lo, v);
-#pragma unroll
-                for (int i = 0; i < 8; i++) v[i] = __uint_as_float(word_of(w.hi[2 * u + i / 4], i % 4));
-                split8<P>(hi, v);
-            }
+            constexpr uint32_t ROW = F == XLSTM_F16 ? 512 : 1024;
+            stored8 r;
+            r.a = *(const uint4 *)(mine + u * 1024),
+            r.b = *(const uint4 *)(mine + u * 1024 + (F == XLSTM_F16 ? 0 : 512));
+            values8(v, r, F);
+            split8<P>(lo, v);
+            r.a = *(const uint4 *)(mine + u * 1024 + ROW),
+            r.b = *(const uint4 *)(mine + u * 1024 + (F == XLSTM_F16 ? 0 : 1536));
+            values8(v, r, F);
+            split8<P>(hi, v);
 #pragma unroll
             for (int nt = 0; nt < NT; nt++) {
-                uint4 c = *(const uint4 *)(x[nt] + k);
+                uint4 c = *(const uint4 *)(x[nt] + (b * batch_steps<F> + u) * STEP);
 #pragma unroll
                 for (int p = P - 1; p >= 0; p--) {
                     mma_bf16(acc[nt], lo[p][0], hi[p][0], lo[p][1], hi[p][1], c.x, c.y);
                     mma_bf16(acc[nt], lo[p][2], hi[p][2], lo[p][3], hi[p][3], c.z, c.w);
-                }
-            }
-        } else {
-            uint32_t lo[4], hi[4];
-            float s_lo, s_hi, m_lo = 0, m_hi = 0; /* scale, and what is subtracted times the sum of the columns */
-            if constexpr (F == W_Q8_0) {
-                bytes_to_bf16(lo, w.q[u].x), bytes_to_bf16(lo + 2, w.q[u].y);
-                bytes_to_bf16(hi, w.q[u].z), bytes_to_bf16(hi + 2, w.q[u].w);
-                s_lo = half_at(u < 2 ? w.lo.x : w.lo.y, u & 1), s_hi = half_at(u < 2 ? w.hi.x : w.hi.y, u & 1);
-            } else if constexpr (F == W_BYTES) {
-                bytes_to_bf16(lo, w.q[u].x), bytes_to_bf16(lo + 2, w.q[u].y);
-                bytes_to_bf16(hi, w.q[u].z), bytes_to_bf16(hi + 2, w.q[u].w);
-                s_lo = w.s[u][0], s_hi = w.s[u][1], m_lo = w.s[u][4], m_hi = w.s[u][5];
-            } else {
-                nibbles_to_bf16(lo, u & 1 ? w.q[u / 2].z : w.q[u / 2].x);
-                nibbles_to_bf16(hi, u & 1 ? w.q[u / 2].w : w.q[u / 2].y);
-                if constexpr (F == W_Q4_0) {
-                    s_lo = half_at(word_of(w.lo, u / 2), u & 1), m_lo = 136 * s_lo;
-                    s_hi = half_at(word_of(w.hi, u / 2), u & 1), m_hi = 136 * s_hi;
-                } else {
-                    uint32_t pair_lo = word_of(w.lo, u / 2), pair_hi = word_of(w.hi, u / 2), at = 2 * (u & 1);
-                    s_lo = half_at(w.d_lo, 0) * byte_at(pair_lo, at);
-                    s_hi = half_at(w.d_hi, 0) * byte_at(pair_hi, at);
-                    m_lo = 128 * s_lo + half_at(w.d_lo, 1) * byte_at(pair_lo, at + 1);
-                    m_hi = 128 * s_hi + half_at(w.d_hi, 1) * byte_at(pair_hi, at + 1);
-                }
-            }
-#pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                float d[4];
-                if constexpr (F == W_BYTES) {
-                    uint2 c0 = *(const uint2 *)(x[nt] + k), c1 = *(const uint2 *)(x[nt] + k + 16);
-                    float e[4];
-                    mma_bf16_first(d, lo[0], hi[0], lo[1], hi[1], c0.x, c0.y);
-                    mma_bf16_first(e, lo[2], hi[2], lo[3], hi[3], c1.x, c1.y);
-                    acc[nt][0] += w.s[u][2] * e[0], acc[nt][1] += w.s[u][2] * e[1];
-                    acc[nt][2] += w.s[u][3] * e[2], acc[nt][3] += w.s[u][3] * e[3];
-                } else {
-                    uint4 c = *(const uint4 *)(x[nt] + k);
-                    mma_bf16_first(d, lo[0], hi[0], lo[1], hi[1], c.x, c.y);
-                    mma_bf16(d, lo[2], hi[2], lo[3], hi[3], c.z, c.w);
-                }
-                acc[nt][0] += s_lo * d[0], acc[nt][1] += s_lo * d[1];
-                acc[nt][2] += s_hi * d[2], acc[nt][3] += s_hi * d[3];
-                if constexpr (F != W_Q8_0) {
-                    float2 sum = *(const float2 *)(sums + (step * NT + nt) * 8);
-                    acc[nt][0] -= m_lo * sum.x, acc[nt][1] -= m_lo * sum.y;
-                    acc[nt][2] -= m_hi * sum.x, acc[nt][3] -= m_hi * sum.y;
                 }
             }
         }
@@ -420,7 +164,7 @@ __device__ __forceinline__ void consume(float acc[NT][4], const batch<F> &w, con
 
 /* ---- the kernel ------------------------------------------------------------------------------------------------- */
 
-__device__ __forceinline__ const entry &entry_of(const linear_args &a, uint32_t tile)
+__device__ __forceinline__ const linear_entry &entry_of(const linear_args &a, uint32_t tile)
 {
     uint32_t i = 0;
     while (i + 1 < a.n_entries && tile >= a.e[i + 1].tile0) i++;
@@ -428,9 +172,9 @@ __device__ __forceinline__ const entry &entry_of(const linear_args &a, uint32_t 
 }
 
 /* What a warp copies next: batch b of a tile. */
-template <int F> struct cursor {
+template <xlstm_dtype F> struct cursor {
     uint32_t tile, b, batches;
-    place p;
+    const uint8_t *lo, *hi;
     bool main;
 
     /* Moves to the first tile from `tile` on that has a batch for this warp. */
@@ -438,12 +182,15 @@ template <int F> struct cursor {
     {
         b = batches = 0;
         for (; tile < a.tiles; tile += gridDim.x) { /* goes on only where tiles are not handed out */
-            const entry &e = entry_of(a, tile);
-            main = F == W_F32 || e.format == F;
-            batches = main ? (steps + batch<F>::STEPS - 1) / batch<F>::STEPS : steps;
+            const linear_entry &e = entry_of(a, tile);
+            main = F == XLSTM_F32 || e.format == F;
+            batches = main ? (steps + batch_steps<F> - 1) / batch_steps<F> : steps;
             if (warp >= batches) continue;
             b = warp;
-            p = main ? place_of<F>(e, tile, a.k, lane) : place_of<W_F32>(e, tile, a.k, lane);
+            uint32_t row = (tile - e.tile0) * (a.swiglu ? 8 : 16) + lane / 4, size = main && F != XLSTM_F32 ? 2 : 4;
+            lo = e.w + ((size_t)min(row, e.n - 1) * e.pitch + lane % 4 * 8) * size;
+            hi = (a.swiglu ? a.e[1].w : e.w) +
+                 ((size_t)min(a.swiglu ? row : row + 8, e.n - 1) * e.pitch + lane % 4 * 8) * size;
             return;
         }
     }
@@ -456,8 +203,8 @@ template <int F> struct cursor {
             seek(a, steps, warp, lane);
         }
         if (tile < a.tiles) {
-            if (main) issue<F>(slot, p, b, steps, lane);
-            else issue<W_F32>(slot, p, b, steps, lane);
+            if (main) issue<F>(slot, lo, hi, b, steps, lane);
+            else issue<XLSTM_F32>(slot, lo, hi, b, steps, lane);
             b += WARPS;
         }
         copy_async_commit();
@@ -466,20 +213,18 @@ template <int F> struct cursor {
 
 /* Blocks are handed tiles of 16 weight rows; the warps of a block share a tile's columns and add up at its end. Each
  * warp keeps its next batches of weights, also across tiles and across the wait for the previous kernel, on their way
- * to its ring of slots. Entries are of format F, or F32 (gates). */
-template <int F, int NT>
-__global__ void __launch_bounds__(THREADS, 2) linear_kernel(const __grid_constant__ linear_args a)
+ * to its ring of slots. Entries are of format F, or float32 (gates). FUSED: x goes through a norm. The register limit leaves
+ * room beside two blocks, for those of the kernels that follow: they wait there, with their first data on the way. */
+template <xlstm_dtype F, int NT, bool FUSED>
+__global__ void __launch_bounds__(THREADS, NT == 1 ? 3 : 2) linear_kernel(const __grid_constant__ linear_args a)
 {
     extern __shared__ __align__(128) uint8_t memory[];
     constexpr uint32_t RED = 8 * NT + 2; /* row stride of partial sums: even, and spread over the banks */
-    constexpr bool SUMS = F == W_Q4_0 || F == W_Q4_K || F == W_BYTES;
     uint8_t *ring = memory;
-    columns c;
-    c.x = (bf16 *)(ring + WARPS * a.stages * SLOT);
-    float *partial = (float *)((uint8_t *)c.x + a.x_bytes), *after = partial + 2 * WARPS * 16 * RED;
-    uint32_t *handed = (uint32_t *)after; /* [2] tile numbers */
-    c.sums = SUMS ? after + 4 : nullptr;
-    c.width = 8 * NT;
+    bf16 *columns = (bf16 *)(ring + WARPS * a.stages * SLOT);
+    float *partial = (float *)((uint8_t *)columns + a.x_bytes);
+    fused_room &room = *(fused_room *)(partial + 2 * WARPS * 16 * RED);
+    uint32_t *handed = (uint32_t *)(&room + 1); /* [2] tile numbers */
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     uint32_t steps = (a.k + STEP - 1) / STEP;
     ring += warp * a.stages * SLOT;
@@ -491,25 +236,30 @@ __global__ void __launch_bounds__(THREADS, 2) linear_kernel(const __grid_constan
     for (uint32_t i = 0; i < a.stages; i++) ahead.go(a, slots + i * SLOT, a.tiles, steps, warp, lane);
     if (threadIdx.x == 0 && a.counter != nullptr) handed[1] = gridDim.x + atomicAdd(a.counter, 1u);
     pdl_go();
-    pdl_wait();
-    make_columns(a, c);
+    if constexpr (FUSED) {
+        float v[FUSED_EACH][8];
+        fused_row(v, a.in, room);
+#pragma unroll
+        for (int j = 0; j < FUSED_EACH; j++) {
+            if (fused_column(j) < a.k) write_parts(a, columns, 0, fused_column(j), v[j]);
+        }
+    } else {
+        pdl_wait();
+        make_columns(a, columns);
+    }
     __syncthreads();
 
-    const bf16 *x[NT], *y[NT];
+    const bf16 *x[NT];
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-        uint32_t column = min((uint32_t)nt * 8 + g, a.rows * a.parts - 1);
-        y[nt] = c.x + (size_t)column * a.x_pitch + t * 8;
-        x[nt] = F == W_BYTES ? y[nt] - t * 4 : y[nt];
-    }
-    const float *sums = SUMS ? c.sums + 2 * t : nullptr;
+    for (int nt = 0; nt < NT; nt++)
+        x[nt] = columns + (size_t)min((uint32_t)nt * 8 + g, a.rows * a.parts - 1) * a.x_pitch + t * 8;
 
-    uint32_t turn = 0, following = a.counter != nullptr ? handed[1] : blockIdx.x + gridDim.x, fetched = 0;
+    uint32_t turn = 0, reducer = 0, following = a.counter != nullptr ? handed[1] : blockIdx.x + gridDim.x, fetched = 0;
     for (uint32_t tile = blockIdx.x; tile < a.tiles; turn ^= 1) {
-        const entry &e = entry_of(a, tile);
+        const linear_entry &e = entry_of(a, tile);
         if (threadIdx.x == 0 && a.counter != nullptr) fetched = gridDim.x + atomicAdd(a.counter, 1u);
-        bool main = F == W_F32 || e.format == F;
-        uint32_t batches = main ? (steps + batch<F>::STEPS - 1) / batch<F>::STEPS : steps;
+        bool main = F == XLSTM_F32 || e.format == F;
+        uint32_t batches = main ? (steps + batch_steps<F> - 1) / batch_steps<F> : steps;
         float acc[NT][4];
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) acc[nt][0] = acc[nt][1] = acc[nt][2] = acc[nt][3] = 0;
@@ -517,15 +267,8 @@ __global__ void __launch_bounds__(THREADS, 2) linear_kernel(const __grid_constan
             if (a.stages == 4) copy_async_wait<3>();
             else copy_async_wait<1>();
             __syncwarp();
-            if (main) {
-                batch<F> w;
-                take<F>(w, ring + slot * SLOT, lane);
-                consume<F, NT>(acc, w, x, sums, b);
-            } else if constexpr (F != W_F32) {
-                batch<W_F32> w;
-                take<W_F32>(w, ring + slot * SLOT, lane);
-                consume<W_F32, NT>(acc, w, y, nullptr, b);
-            }
+            if (main) consume<F, NT>(acc, ring + slot * SLOT, x, b, lane);
+            else consume<XLSTM_F32, NT>(acc, ring + slot * SLOT, x, b, lane);
             __syncwarp();
             ahead.go(a, slots + slot * SLOT, following, steps, warp, lane);
             slot = (slot + 1) & (a.stages - 1);
@@ -539,23 +282,29 @@ __global__ void __launch_bounds__(THREADS, 2) linear_kernel(const __grid_constan
         if (threadIdx.x == 0) handed[turn] = fetched;
         __syncthreads();
         const float *all = partial + turn * WARPS * 16 * RED;
-        for (uint32_t o = threadIdx.x; o < 16 * a.rows; o += THREADS) {
-            uint32_t r = o % 16, m = o / 16, n = (tile - e.tile0) * 16 + r;
-            if (n >= e.n) continue;
+        auto added = [&](uint32_t r, uint32_t m) {
             float sum = 0;
             for (uint32_t q = a.parts; q-- > 0;) {
 #pragma unroll
                 for (int w = 0; w < WARPS; w++) sum += all[(w * 16 + r) * RED + q * a.rows + m];
             }
-            if (e.bias != nullptr) sum += e.bias[n];
-            size_t at = (size_t)(a.row0 + m) * e.stride + e.column + n;
-            if (e.wide) {
-                ((float *)e.out)[at] = e.add ? ((float *)e.out)[at] + sum : sum;
-            } else {
-                if (e.add) sum = rounded_to(sum, a.act) + load_plain(e.out, at, a.act);
-                store_plain(e.out, at, a.act, sum);
+            return sum;
+        };
+        /* the few threads with something to add are in another warp each time */
+        if (a.swiglu) {
+            for (uint32_t o = (threadIdx.x + 32 * reducer) % THREADS; o < 8 * a.rows; o += THREADS) {
+                uint32_t r = o % 8, m = o / 8, n = tile * 8 + r;
+                if (n < e.n)
+                    store_plain(e.out, (size_t)(a.row0 + m) * e.stride + n, a.act,
+                                gated(added(r, m), added(r + 8, m), a.act));
+            }
+        } else {
+            for (uint32_t o = (threadIdx.x + 32 * reducer) % THREADS; o < 16 * a.rows; o += THREADS) {
+                uint32_t r = o % 16, m = o / 16, n = (tile - e.tile0) * 16 + r;
+                if (n < e.n) store_sum(e, a.row0 + m, n, added(r, m), a.act);
             }
         }
+        reducer++;
         tile = following;
         following = a.counter != nullptr ? handed[turn] : tile + gridDim.x;
     }
@@ -564,7 +313,7 @@ __global__ void __launch_bounds__(THREADS, 2) linear_kernel(const __grid_constan
 /* ---- many rows times a few outputs ------------------------------------------------------------------------------ */
 
 struct narrow_args {
-    entry e[8]; /* tile0: first of its groups of 8 outputs */
+    linear_entry e[8]; /* tile0: first of its groups of 8 outputs */
     uint32_t n_entries, groups, rows, k;
     xlstm_dtype act;
     const void *x;
@@ -609,7 +358,7 @@ __global__ void __launch_bounds__(NARROW_WARPS * 32) narrow_kernel(const __grid_
     for (int i = 0; i < G; i++) {
         uint32_t at = 0, group = min((uint32_t)i, a.groups - 1);
         while (at + 1 < a.n_entries && group >= a.e[at + 1].tile0) at++;
-        const entry &e = a.e[at];
+        const linear_entry &e = a.e[at];
         w[i] = (const W *)e.w + (size_t)min((group - e.tile0) * 8 + g, e.n - 1) * e.pitch;
     }
     const T *lo = (const T *)a.x + (size_t)min(row + g, a.rows - 1) * a.k,
@@ -655,81 +404,24 @@ __global__ void __launch_bounds__(NARROW_WARPS * 32) narrow_kernel(const __grid_
     for (uint32_t o = threadIdx.x; o < 16 * 8 * a.groups; o += NARROW_WARPS * 32) {
         uint32_t m = row + o / (8 * a.groups), c = o % (8 * a.groups), at = 0;
         while (at + 1 < a.n_entries && c / 8 >= a.e[at + 1].tile0) at++;
-        const entry &e = a.e[at];
+        const linear_entry &e = a.e[at];
         uint32_t n = c - e.tile0 * 8;
         if (m >= a.rows || n >= e.n) continue;
         float sum = 0;
         for (int w = 0; w < NARROW_WARPS; w++) sum += partial[w][o / (8 * a.groups)][c];
-        if (e.bias != nullptr) sum += e.bias[n];
-        size_t to = (size_t)m * e.stride + e.column + n;
-        if (e.wide) {
-            ((float *)e.out)[to] = e.add ? ((float *)e.out)[to] + sum : sum;
-        } else {
-            if (e.add) sum = rounded_to(sum, a.act) + load_plain(e.out, to, a.act);
-            store_plain(e.out, to, a.act, sum);
-        }
+        store_sum(e, m, n, sum, a.act);
     }
 }
 
 /* ---- choosing --------------------------------------------------------------------------------------------------- */
 
-format format_of(xlstm_dtype t)
-{
-    switch (t) {
-    case XLSTM_BF16:
-        return W_BF16;
-    case XLSTM_F16:
-        return W_F16;
-    case XLSTM_F32:
-        return W_F32;
-    case XLSTM_Q8_0:
-        return W_Q8_0;
-    case XLSTM_Q4_0:
-        return W_Q4_0;
-    case XLSTM_Q4_K:
-        return W_Q4_K;
-    default:
-        return W_BYTES;
-    }
-}
-
-entry entry_for(const xl_linear *l)
-{
-    entry e = {};
-    e.w = l->weight->data;
-    e.scales = l->weight->scales;
-    e.bias = l->bias != nullptr ? (const float *)l->bias->data : nullptr;
-    e.out = l->out->data;
-    e.pitch = l->weight->pitch;
-    e.n = l->weight->out;
-    e.stride = l->stride;
-    e.column = l->column;
-    e.format = format_of(l->weight->dtype);
-    e.add = l->add;
-    e.wide = l->wide;
-    return e;
-}
-
 typedef void (*linear_fn)(const linear_args);
 
-template <int NT> linear_fn kernel_for(uint32_t f)
+template <int NT, bool FUSED = false> linear_fn kernel_for(xlstm_dtype t)
 {
-    switch (f) {
-    case W_BF16:
-        return linear_kernel<W_BF16, NT>;
-    case W_F16:
-        return linear_kernel<W_F16, NT>;
-    case W_F32:
-        return linear_kernel<W_F32, NT>;
-    case W_Q8_0:
-        return linear_kernel<W_Q8_0, NT>;
-    case W_Q4_0:
-        return linear_kernel<W_Q4_0, NT>;
-    case W_Q4_K:
-        return linear_kernel<W_Q4_K, NT>;
-    default:
-        return linear_kernel<W_BYTES, NT>;
-    }
+    return t == XLSTM_BF16  ? linear_kernel<XLSTM_BF16, NT, FUSED>
+           : t == XLSTM_F16 ? linear_kernel<XLSTM_F16, NT, FUSED>
+                            : linear_kernel<XLSTM_F32, NT, FUSED>;
 }
 
 uint32_t parts_of(xlstm_dtype act) { return act == XLSTM_BF16 ? 1 : act == XLSTM_F16 ? 2 : 3; }
@@ -739,11 +431,10 @@ uint32_t x_pitch_for(uint32_t k) { return quant_groups(k) * 256 + 32; }
 
 uint32_t tiles_for(uint32_t columns) { return columns <= 8 ? 1 : columns <= 16 ? 2 : 4; }
 
-/* Shared memory besides the columns: ring, partial sums, and sums of columns. */
-size_t other_bytes(uint32_t stages, uint32_t nt, uint32_t k)
+/* Shared memory besides the columns: ring and partial sums. */
+size_t other_bytes(uint32_t stages, uint32_t nt)
 {
-    return WARPS * stages * SLOT + (2 * WARPS * 16 * (8 * nt + 2) + 4) * sizeof(float) +
-           (size_t)quant_groups(k) * 8 * 8 * nt * sizeof(float);
+    return WARPS * stages * SLOT + (2 * WARPS * 16 * (8 * nt + 2) + 4) * sizeof(float) + sizeof(fused_room);
 }
 
 template <typename T, typename W> void (*narrow_by(uint32_t groups))(const narrow_args)
@@ -764,26 +455,33 @@ void (*narrow_for(xlstm_dtype x, xlstm_dtype w, uint32_t groups))(const narrow_a
 }
 
 /* Rows one launch can take. */
-uint32_t rows_a_launch(const cuda_backend *be, uint32_t k)
+uint32_t rows_a_launch(const cuda_backend *be, xlstm_dtype main, uint32_t k)
 {
+    if (!cuda_plain(main)) return cuda_block_rows(be, main, k);
     uint32_t parts = parts_of(be->opt.activations), rows = MAX_COLUMNS / parts;
     while (rows > 1 &&
-           (size_t)rows * parts * x_pitch_for(k) * 2 + other_bytes(2, tiles_for(rows * parts), k) > be->smem_max)
+           (size_t)rows * parts * x_pitch_for(k) * 2 + other_bytes(2, tiles_for(rows * parts)) > be->smem_max)
         rows--;
     return rows;
 }
 
-void launch_few(cuda_backend *be, const cuda_op *op, const uint32_t *chosen, uint32_t n_chosen, uint32_t main,
-                uint32_t row0, uint32_t rows)
+void launch_few(cuda_backend *be, const cuda_op *op, const uint32_t *chosen, uint32_t n_chosen, xlstm_dtype main,
+                uint32_t row0, uint32_t rows, const linear_input &input, bool swiglu)
 {
     linear_args a = {};
     a.k = op->group[chosen[0]].weight->in;
     for (uint32_t i = 0; i < n_chosen; i++) {
-        a.e[i] = entry_for(&op->group[chosen[i]]);
+        a.e[i] = linear_entry_for(&op->group[chosen[i]]);
         a.e[i].tile0 = a.tiles;
         a.tiles += (a.e[i].n + 15) / 16;
     }
     a.n_entries = n_chosen;
+    a.swiglu = swiglu;
+    if (swiglu) {
+        a.e[0].out = op[1].y->data;
+        a.n_entries = 1;
+        a.tiles = (a.e[0].n + 7) / 8;
+    }
     a.rows = rows;
     a.row0 = row0;
     a.parts = parts_of(be->opt.activations);
@@ -791,16 +489,17 @@ void launch_few(cuda_backend *be, const cuda_op *op, const uint32_t *chosen, uin
     a.x_pitch = x_pitch_for(a.k);
     a.x_bytes = rows * a.parts * a.x_pitch * 2;
     a.act = be->opt.activations;
-    a.x = op->x->data;
+    a.in = input;
     uint32_t nt = tiles_for(rows * a.parts);
-    linear_fn kernel = nt == 1 ? kernel_for<1>(main) : nt == 2 ? kernel_for<2>(main) : kernel_for<4>(main);
-    bool sums = main == W_Q4_0 || main == W_Q4_K || main == W_BYTES;
+    linear_fn kernel = input.source != STORED ? kernel_for<1, true>(main)
+                       : nt == 1              ? kernel_for<1>(main)
+                       : nt == 2              ? kernel_for<2>(main)
+                                              : kernel_for<4>(main);
     /* handing out tiles needs a ring no longer than what a warp has of a tile */
-    uint32_t steps_each = main == W_F32 ? 1 : main == W_Q8_0 ? 4 : main == W_Q4_0 || main == W_Q4_K ? 8 : 2;
-    uint32_t a_warp = (a.k + STEP - 1) / STEP / steps_each / WARPS;
-    a.stages = a_warp >= 4 && main < W_Q8_0 && a.x_bytes + other_bytes(4, nt, sums ? a.k : 0) <= be->smem_max ? 4 : 2;
+    uint32_t a_warp = (a.k + STEP - 1) / STEP / (main == XLSTM_F32 ? 1 : 2) / WARPS;
+    a.stages = a_warp >= 4 && a.x_bytes + other_bytes(4, nt) <= be->smem_max ? 4 : 2;
     if (a_warp >= a.stages && be->n_counters < COUNTERS) a.counter = be->counters + be->n_counters++;
-    size_t smem = a.x_bytes + other_bytes(a.stages, nt, sums ? a.k : 0);
+    size_t smem = a.x_bytes + other_bytes(a.stages, nt);
     uint32_t blocks = (uint32_t)be->sms * (smem * 2 + 4096 <= be->smem_max ? BLOCKS : 1);
     cuda_launch(be, "linear", kernel, dim3(XL_MIN(a.tiles, blocks)), dim3(THREADS), smem, a);
 }
@@ -878,31 +577,105 @@ bool run_large(cuda_backend *be, const xl_linear *l, const xl_buffer *x, uint32_
 
 } // namespace
 
+linear_entry linear_entry_for(const xl_linear *l)
+{
+    linear_entry e = {};
+    e.w = l->weight->data;
+    e.bias = l->bias != nullptr ? (const float *)l->bias->data : nullptr;
+    e.out = l->out->data;
+    e.pitch = l->weight->pitch;
+    e.n = l->weight->out;
+    e.stride = l->stride;
+    e.column = l->column;
+    e.format = l->weight->dtype;
+    e.add = l->add;
+    e.wide = l->wide;
+    return e;
+}
+
+/* Whether the norm in front of `op` is computed by the products' own blocks. */
+static bool goes_through(const cuda_backend *be, const cuda_op *norm, const cuda_op *op, uint32_t rows)
+{
+    uint32_t k = op->group[0].weight->in, width = be->opt.head_v;
+    if (be->batch.traced || rows > FUSED_ROWS || op->kind != cuda_op::LINEAR || op->x != norm->y || k > FUSED_WIDTH ||
+        op->out_rows != norm->out_rows || k % 256 != 0 || norm->norm.bias != nullptr ||
+        (!be->opt.norm_float32 && be->opt.activations != XLSTM_F32)) {
+        return false;
+    }
+    if (norm->kind == cuda_op::RMSNORM) return norm->norm.width == k;
+    return norm->kind == cuda_op::MHNORM && width % 256 == 0 && be->opt.num_heads * width == k;
+}
+
+bool cuda_norm_goes_through(const cuda_backend *be, const cuda_op *norm, uint32_t rows)
+{
+    const cuda_op *end = be->ops.data() + be->ops.size();
+    return norm + 1 < end && goes_through(be, norm, norm + 1, rows);
+}
+
+linear_input linear_input_for(const cuda_backend *be, const cuda_op *op, uint32_t rows)
+{
+    linear_input in = {};
+    in.x = op->x->data;
+    in.k = op->group[0].weight->in;
+    in.act = be->opt.activations;
+    if (op == be->ops.data() || !goes_through(be, op - 1, op, rows)) return in;
+    const cuda_op *norm = op - 1;
+    in.source = norm->kind == cuda_op::RMSNORM ? NORM : HEADS;
+    in.x = norm->x->data;
+    in.gate = in.source == HEADS ? norm->x2->data : nullptr;
+    in.weight = (const float *)norm->norm.weight->data;
+    in.width = be->opt.head_v;
+    in.eps = norm->norm.eps;
+    in.fault = norm->norm.fault;
+    in.faults = be->faults;
+    in.origin = norm->out_rows ? be->out_rows : nullptr;
+    return in;
+}
+
+bool linear_feeds_swiglu(const cuda_backend *be, const cuda_op *op, uint32_t rows)
+{
+    const cuda_op *next = op + 1, *end = be->ops.data() + be->ops.size();
+    if (be->batch.traced || rows > FUSED_ROWS || op->n != 2 || next >= end || next->kind != cuda_op::SWIGLU)
+        return false;
+    const xl_linear *l = op->group, *r = op->group + 1;
+    return next->x == l->out && next->x2 == r->out && l->weight->dtype == r->weight->dtype &&
+           l->weight->out == r->weight->out && l->weight->out == be->opt.ffn_dim && l->stride == be->opt.ffn_dim &&
+           r->stride == l->stride && l->bias == nullptr && r->bias == nullptr && !l->add && !r->add && !l->wide &&
+           !r->wide && l->column == 0 && r->column == 0;
+}
+
+bool cuda_swiglu_is_done(const cuda_backend *be, const cuda_op *swiglu, uint32_t rows)
+{
+    return swiglu > be->ops.data() && swiglu[-1].kind == cuda_op::LINEAR && linear_feeds_swiglu(be, swiglu - 1, rows);
+}
+
 cudaError_t cuda_linear_setup(cuda_backend *be)
 {
-    for (uint32_t f = 0; f < W_FORMATS; f++) {
-        linear_fn kernels[] = {kernel_for<1>(f), kernel_for<2>(f), kernel_for<4>(f)};
+    for (xlstm_dtype f : {XLSTM_BF16, XLSTM_F16, XLSTM_F32}) {
+        linear_fn kernels[] = {kernel_for<1>(f), kernel_for<1, true>(f), kernel_for<2>(f), kernel_for<4>(f)};
         for (linear_fn k : kernels) {
             cudaError_t code =
                 cudaFuncSetAttribute((const void *)k, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)be->smem_max);
             if (code != cudaSuccess) return code;
         }
     }
-    return cudaSuccess;
+    return cuda_block_setup(be);
 }
 
 void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows)
 {
     const xl_buffer *x = op->x;
-    uint32_t k = op->group[0].weight->in, capacity = rows_a_launch(be, k);
-    bool left[8] = {};
+    uint32_t k = op->group[0].weight->in, capacity = rows_a_launch(be, op->group[0].weight->dtype, k);
+    bool left[8] = {}, swiglu = linear_feeds_swiglu(be, op, rows);
+    linear_input input = linear_input_for(be, op, rows);
+    if (swiglu) op[1].y->dtype = be->opt.activations;
     for (uint32_t i = 0; i < op->n; i++) {
         op->group[i].out->dtype = op->group[i].wide ? XLSTM_F32 : be->opt.activations;
         left[i] = true;
     }
-    /* beyond two trips over the weights a matrix product wins; with weights it can read as they are, sooner */
+    /* beyond some trips over the weights a matrix product wins; with weights it can read as they are, sooner */
     bool native = op->group[0].weight->dtype == be->opt.activations && be->gemm != nullptr;
-    if (rows > (native ? capacity * 3 / 4 : 2 * capacity)) {
+    if (rows > FUSED_ROWS && rows > (native ? capacity * 3 / 4 : 4 * capacity)) {
         narrow_args narrow = {};
         xlstm_dtype weights = XLSTM_F32;
         for (uint32_t i = 0; i < op->n; i++) {
@@ -911,7 +684,7 @@ void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows)
             if (k % 8 == 0 && cuda_plain(w->dtype) && narrow.groups + groups <= 4 &&
                 (narrow.n_entries == 0 || w->dtype == weights)) {
                 weights = w->dtype;
-                narrow.e[narrow.n_entries] = entry_for(&op->group[i]);
+                narrow.e[narrow.n_entries] = linear_entry_for(&op->group[i]);
                 narrow.e[narrow.n_entries++].tile0 = narrow.groups;
                 narrow.groups += groups;
                 left[i] = false;
@@ -922,8 +695,15 @@ void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows)
             narrow.k = k;
             narrow.act = be->opt.activations;
             narrow.x = x->data;
+            cudaStream_t stream = be->stream;
+            if (be->gemm != nullptr) {
+                be->stream = cuda_gemm_fork(be);
+                be->after_kernel = false;
+            }
             cuda_launch(be, "narrow linear", narrow_for(narrow.act, weights, narrow.groups), dim3((rows + 15) / 16),
                         dim3(NARROW_WARPS * 32), 0, narrow);
+            if (be->gemm != nullptr) be->after_kernel = false;
+            be->stream = stream;
         }
         for (uint32_t i = 0; i < op->n; i++) {
             for (uint32_t j = i + 1; j < op->n && left[i]; j++) {
@@ -931,25 +711,33 @@ void cuda_run_linear(cuda_backend *be, const cuda_op *op, uint32_t rows)
             }
             if (left[i] && run_large(be, &op->group[i], x, rows)) left[i] = false;
         }
+        if (narrow.n_entries > 0 && be->gemm != nullptr) cuda_gemm_join(be);
     }
     /* the rest by format; float32 entries ride along with the first other format */
     while (true) {
-        uint32_t chosen[8], n_chosen = 0, main = W_FORMATS;
+        uint32_t chosen[8], n_chosen = 0;
+        xlstm_dtype main = XLSTM_DTYPE_DEFAULT;
         for (uint32_t i = 0; i < op->n; i++) {
-            uint32_t f = format_of(op->group[i].weight->dtype);
-            if (left[i] && (main == W_FORMATS || main == W_F32)) main = f;
+            if (left[i] && (main == XLSTM_DTYPE_DEFAULT || main == XLSTM_F32)) main = op->group[i].weight->dtype;
         }
         for (int small = 1; small >= 0; small--) { /* gates first: their tiles take longest */
             for (uint32_t i = 0; i < op->n; i++) {
-                uint32_t f = format_of(op->group[i].weight->dtype);
-                if (!left[i] || (f != main && f != W_F32) || (op->group[i].weight->out < 64) != (small == 1)) continue;
+                xlstm_dtype f = op->group[i].weight->dtype;
+                bool is_small = op->group[i].weight->out < SMALL_OUT;
+                if (!left[i] || is_small != (small == 1) ||
+                    (f != main && (f != XLSTM_F32 || (!is_small && !cuda_plain(main)))))
+                    continue;
                 chosen[n_chosen++] = i;
                 left[i] = false;
             }
         }
         if (n_chosen == 0) break;
-        for (uint32_t row = 0; row < rows; row += capacity) {
-            launch_few(be, op, chosen, n_chosen, main, row, XL_MIN(capacity, rows - row));
+        uint32_t each = rows_a_launch(be, main, k);
+        for (uint32_t row = 0; row < rows; row += each) {
+            uint32_t n = XL_MIN(each, rows - row);
+            input.row0 = row;
+            if (cuda_plain(main)) launch_few(be, op, chosen, n_chosen, main, row, n, input, swiglu);
+            else cuda_block_launch(be, op, chosen, n_chosen, main, row, n, input, swiglu);
         }
     }
 }

@@ -91,105 +91,137 @@ __global__ void decode_kernel(float *dst, size_t pitch, const uint8_t *src, size
 }
 
 /* One warp a tile and step. Rows beyond `rows` and columns beyond `in` become zero values with zero scales. */
-__global__ void repack_kernel(uint8_t *values, uint8_t *scales, const uint8_t *src, size_t src_bytes, xlstm_dtype t,
-                              uint32_t tile0, uint32_t rows, uint32_t in)
+__global__ void repack_kernel(uint8_t *tiles, const uint8_t *src, size_t src_bytes, xlstm_dtype t, uint32_t tile0,
+                              uint32_t rows, uint32_t in)
 {
-    uint32_t lane = threadIdx.x, g = lane / 4, l = lane % 4, tile = blockIdx.x, step = blockIdx.y,
-             groups = quant_groups(in);
-    size_t at = (size_t)(tile0 + tile);
-    bool bytes = t == XLSTM_Q5_K || t == XLSTM_Q6_K;
+    uint32_t lane = threadIdx.x, g = lane / 4, l = lane % 4, step = blockIdx.y, inside = step % GROUP_STEPS;
+    uint8_t *group =
+        tiles + ((size_t)(tile0 + blockIdx.x) * quant_groups(in) + step / GROUP_STEPS) * quant_group_bytes(t);
+    uint32_t high[2] = {}; /* what Q5_K and Q6_K keep apart of this lane's bits, by row */
     for (uint32_t half = 0; half < 2; half++) {
-        uint32_t r = tile * 16 + g + half * 8;
+        uint32_t r = blockIdx.x * 16 + g + half * 8;
         const uint8_t *row = src + (size_t)r * src_bytes;
-        int q[8];
-        float scale, low;
+        uint32_t word[2] = {}; /* first and second four */
         for (uint32_t j = 0; j < 8; j++) {
-            uint32_t i = step * 32 + (bytes ? j / 4 * 16 + 4 * l + j % 4 : 8 * l + j);
-            q[j] = r < rows && i < in ? element(row, i, t, &scale, &low) : 0;
+            uint32_t i = step * 32 + j / 4 * 16 + 4 * l + j % 4, at = 8 * (j % 4);
+            float scale, low;
+            int q = r < rows && i < in ? element(row, i, t, &scale, &low) : t == XLSTM_Q4_0 ? -8 : 0;
+            uint32_t u = (uint32_t)(t == XLSTM_Q4_0 ? q + 8 : q);
+            if (t == XLSTM_Q8_0) {
+                word[j / 4] |= (u & 255) << at;
+            } else if (t == XLSTM_Q6_K) {
+                word[j / 4] |= (u & 15) << (at + 2);
+                high[half] |= (u >> 4 & 3) << (at + 2 * (2 * half + j / 4));
+            } else {
+                word[j / 4] |= (u & 15) << at;
+                high[half] |= (u >> 4 & 1) << (at + 4 * (inside & 1) + 2 * half + j / 4);
+            }
         }
-        if (t == XLSTM_Q8_0 || bytes) {
-            uint8_t *to = values + (at * groups * 8 + step) * 512 + lane * 16 + half * 8;
-            for (uint32_t j = 0; j < 8; j++) to[j] = (uint8_t)(int8_t)q[j];
+        if (t == XLSTM_Q8_0) {
+            uint8_t *to = group + inside / 4 * (2048 + 128) + inside % 4 * 512 + lane * 16 + half * 8;
+            *(uint2 *)to = make_uint2(word[0], word[1]);
         } else {
-            uint32_t word = 0, bias = t == XLSTM_Q4_0 ? 8 : 0;
-            for (uint32_t j = 0; j < 8; j++) word |= ((uint32_t)(q[j] + (int)bias) & 15) << (4 * (j / 2 + (j & 1) * 4));
-            uint32_t *to = (uint32_t *)(values + (at * groups * 4 + step / 2) * 512 + lane * 16);
-            to[(step & 1) * 2 + half] = word;
+            uint32_t both = t == XLSTM_Q6_K ? word[0] | __funnelshift_l(word[1], word[1], 4) : word[0] | word[1] << 4;
+            ((uint32_t *)(group + inside / 2 * 512 + lane * 16))[(inside & 1) * 2 + half] = both;
         }
     }
+    if (t == XLSTM_Q6_K)
+        *(uint32_t *)(group + 2048 + inside / 4 * 512 + lane * 16 + inside % 4 * 4) = high[0] | high[1];
+    if (t == XLSTM_Q5_K) { /* two steps share a word: each writes its half of every byte */
+        uint8_t *to = group + 2048 + lane * 16 + inside / 2 * 4;
+        uint32_t bits = high[0] | high[1], *word = (uint32_t *)to;
+        atomicAnd(word, (inside & 1) != 0 ? 0x0f0f0f0fu : 0xf0f0f0f0u);
+        atomicOr(word, bits);
+    }
     if (lane >= 16) return;
-    uint32_t r = tile * 16 + lane, i = step * 32;
+    uint32_t r = blockIdx.x * 16 + lane, i = step * 32;
     bool there = r < rows && i < in;
     const uint8_t *row = src + (size_t)r * src_bytes;
+    uint8_t *scales = group + quant_scales_at(t);
     float scale = 0, low = 0;
-    if (t == XLSTM_Q8_0 || t == XLSTM_Q4_0) {
+    if (t == XLSTM_Q8_0) {
         if (there) element(row, i, t, &scale, &low);
-        ((__half *)(scales + (at * groups + step / 8) * 256))[lane * 8 + step % 8] = __float2half_rn(scale);
-    } else if (t == XLSTM_Q4_K) {
-        uint8_t *to = scales + (at * groups + step / 8) * K_GROUP_BYTES;
-        const uint8_t *b = row + (size_t)(step / 8) * 144;
-        uint32_t sc = 0, mn = 0;
-        if (there) k_scale(b + 4, step % 8, &sc, &mn);
-        to[lane * 16 + step % 8 * 2] = (uint8_t)sc;
-        to[lane * 16 + step % 8 * 2 + 1] = (uint8_t)mn;
-        if (step % 8 == 0) {
-            for (uint32_t j = 0; j < 4; j++) to[256 + lane * 4 + j] = there ? b[j] : 0;
+        scales += inside / 4 * (2048 + 128);
+        ((__half *)scales)[lane * 4 + inside % 4] = __float2half_rn(scale);
+    } else if (t == XLSTM_Q4_0) {
+        if (there) element(row, i, t, &scale, &low);
+        ((__half *)scales)[lane * 8 + inside] = __float2half_rn(scale);
+    } else if (t == XLSTM_Q6_K) {
+        const uint8_t *b = row + (size_t)(step / GROUP_STEPS) * 210;
+        for (uint32_t j = 0; j < 2; j++) scales[lane * 16 + inside * 2 + j] = there ? b[192 + inside * 2 + j] : 0;
+        if (inside == 0) {
+            for (uint32_t j = 0; j < 2; j++) scales[256 + lane * 2 + j] = there ? b[208 + j] : 0;
         }
     } else {
-        float *to = (float *)(scales + (at * groups * 8 + step) * 192);
-        float second = 0, unused;
-        if (there) {
-            element(row, i, t, &scale, &low);
-            element(row, i + 16, t, &second, &unused);
+        const uint8_t *b = row + (size_t)(step / GROUP_STEPS) * (t == XLSTM_Q4_K ? 144 : 176);
+        uint32_t sc = 0, mn = 0;
+        if (there) k_scale(b + 4, inside, &sc, &mn);
+        scales[lane * 16 + inside * 2] = (uint8_t)sc;
+        scales[lane * 16 + inside * 2 + 1] = (uint8_t)mn;
+        if (inside == 0) {
+            for (uint32_t j = 0; j < 4; j++) scales[256 + lane * 4 + j] = there ? b[j] : 0;
         }
-        to[lane] = scale;
-        to[16 + lane] = second;
-        to[32 + lane] = low;
     }
 }
 
 /* One warp a tile and step: 16 rows of 32 columns. */
-__global__ void unpack_kernel(void *dst, xlstm_dtype dst_type, size_t pitch, const uint8_t *values,
-                              const uint8_t *scales, xlstm_dtype t, uint32_t tile0, uint32_t rows, uint32_t in)
+__global__ void unpack_kernel(void *dst, xlstm_dtype dst_type, size_t pitch, const uint8_t *tiles, xlstm_dtype t,
+                              uint32_t tile0, uint32_t rows, uint32_t in)
 {
-    uint32_t lane = threadIdx.x % 32, g = lane / 4, l = lane % 4, groups = quant_groups(in);
-    uint32_t step = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
-    size_t at = (size_t)(tile0 + blockIdx.x);
+    uint32_t lane = threadIdx.x % 32, g = lane / 4, l = lane % 4;
+    uint32_t step = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32, inside = step % GROUP_STEPS;
     if (step * 32 >= pitch) return;
-    bool bytes = t == XLSTM_Q5_K || t == XLSTM_Q6_K;
+    const uint8_t *group =
+        tiles + ((size_t)(tile0 + blockIdx.x) * quant_groups(in) + step / GROUP_STEPS) * quant_group_bytes(t);
+    const uint8_t *scales = group + quant_scales_at(t);
     for (uint32_t half = 0; half < 2; half++) {
         uint32_t r = g + half * 8, row = blockIdx.x * 16 + r;
         if (row >= rows) return;
         float v[8], s0, s1, low = 0;
-        if (t == XLSTM_Q8_0 || bytes) {
-            const int8_t *q = (const int8_t *)(values + (at * groups * 8 + step) * 512 + lane * 16 + half * 8);
-            for (int j = 0; j < 8; j++) v[j] = (float)q[j];
+        uint32_t first, second; /* four bytes each */
+        if (t == XLSTM_Q8_0) {
+            const uint8_t *part = group + inside / 4 * (2048 + 128);
+            uint2 u = *(const uint2 *)(part + inside % 4 * 512 + lane * 16 + half * 8);
+            first = u.x, second = u.y;
+            s0 = s1 = half_of(part + 2048 + (r * 4 + inside % 4) * 2);
         } else {
-            const uint32_t *w = (const uint32_t *)(values + (at * groups * 4 + step / 2) * 512 + lane * 16);
-            uint32_t word = w[(step & 1) * 2 + half];
-            for (int j = 0; j < 8; j++)
-                v[j] = (float)((int)(word >> (4 * (j / 2 + (j & 1) * 4)) & 15) - (t == XLSTM_Q4_0 ? 8 : 0));
-        }
-        if (bytes) {
-            const float *s = (const float *)(scales + (at * groups * 8 + step) * 192);
-            s0 = s[r], s1 = s[16 + r], low = s[32 + r];
-        } else if (t == XLSTM_Q4_K) {
-            const uint8_t *s = scales + (at * groups + step / 8) * K_GROUP_BYTES;
-            s0 = s1 = half_of(s + 256 + r * 4) * (float)s[r * 16 + step % 8 * 2];
-            low = half_of(s + 256 + r * 4 + 2) * (float)s[r * 16 + step % 8 * 2 + 1];
-        } else {
-            s0 = s1 = half_of(scales + (at * groups + step / 8) * 256 + (r * 8 + step % 8) * 2);
-        }
-        for (int j = 0; j < 8; j++) v[j] = (j < 4 ? s0 : s1) * v[j] - low;
-        size_t to = (size_t)row * pitch + step * 32;
-        if (bytes || dst_type == XLSTM_F16) {
-            for (uint32_t j = 0; j < 8; j++) {
-                store_plain(dst, to + (bytes ? j / 4 * 16 + 4 * l + j % 4 : 8 * l + j), dst_type, v[j]);
+            uint32_t word = ((const uint32_t *)(group + inside / 2 * 512 + lane * 16))[(inside & 1) * 2 + half];
+            if (t == XLSTM_Q6_K) {
+                uint32_t high = *(const uint32_t *)(group + 2048 + inside / 4 * 512 + lane * 16 + inside % 4 * 4);
+                first = (word & 0x3c3c3c3cu) | (high << (6 - 4 * half) & 0xc0c0c0c0u);
+                second = (__funnelshift_r(word, word, 4) & 0x3c3c3c3cu) | (high << (4 - 4 * half) & 0xc0c0c0c0u);
+                float d = half_of(scales + 256 + r * 2) * 0.25f;
+                s0 = d * (float)(int8_t)scales[r * 16 + inside * 2];
+                s1 = d * (float)(int8_t)scales[r * 16 + inside * 2 + 1];
+            } else {
+                first = word & 0x0f0f0f0fu, second = word >> 4 & 0x0f0f0f0fu;
+                if (t == XLSTM_Q4_0) {
+                    s0 = s1 = half_of(scales + (r * 8 + inside) * 2);
+                    low = 8 * s0;
+                } else {
+                    if (t == XLSTM_Q5_K) {
+                        uint32_t bits = *(const uint32_t *)(group + 2048 + lane * 16 + inside / 2 * 4) >>
+                                        (4 * (inside & 1) + 2 * half);
+                        first |= (bits & 0x01010101u) << 4, second |= (bits >> 1 & 0x01010101u) << 4;
+                    }
+                    s0 = s1 = half_of(scales + 256 + r * 4) * (float)scales[r * 16 + inside * 2];
+                    low = half_of(scales + 256 + r * 4 + 2) * (float)scales[r * 16 + inside * 2 + 1];
+                }
             }
-        } else if (dst_type == XLSTM_BF16) {
-            store8((bf16 *)dst + to + 8 * l, v);
+        }
+        for (int j = 0; j < 8; j++) {
+            int q = (int)(int8_t)((j < 4 ? first : second) >> (8 * (j & 3)));
+            v[j] = (j < 4 ? s0 : s1) * (float)q - low;
+        }
+        size_t to = (size_t)row * pitch + step * 32 + 4 * l;
+        if (dst_type == XLSTM_BF16) {
+            *(uint2 *)((bf16 *)dst + to) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+            *(uint2 *)((bf16 *)dst + to + 16) = make_uint2(pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+        } else if (dst_type == XLSTM_F32) {
+            *(float4 *)((float *)dst + to) = make_float4(v[0], v[1], v[2], v[3]);
+            *(float4 *)((float *)dst + to + 16) = make_float4(v[4], v[5], v[6], v[7]);
         } else {
-            store8((float *)dst + to + 8 * l, v);
+            for (uint32_t j = 0; j < 8; j++) put((__half *)dst + to + j / 4 * 16 + j % 4, v[j]);
         }
     }
 }
@@ -203,25 +235,22 @@ bool cuda_quant_supported(xlstm_dtype t)
 
 void cuda_quant_sizes(xlstm_dtype t, uint32_t out, uint32_t in, size_t *values, size_t *scales)
 {
-    size_t groups = (size_t)((out + 15) / 16) * quant_groups(in);
-    bool nibbles = t == XLSTM_Q4_0 || t == XLSTM_Q4_K;
-    *values = groups * (nibbles ? 4 * 512 : 8 * 512);
-    *scales = groups * (t == XLSTM_Q4_K ? (size_t)K_GROUP_BYTES : t == XLSTM_Q8_0 || t == XLSTM_Q4_0 ? 256 : 8 * 192);
+    *values = (size_t)((out + 15) / 16) * quant_groups(in) * quant_group_bytes(t);
+    *scales = 0; /* they lie with the values */
 }
 
 void cuda_quant_repack(cudaStream_t stream, xl_matrix *m, const void *src, uint32_t row0, uint32_t rows)
 {
-    dim3 grid((rows + 15) / 16, quant_groups(m->in) * 8);
-    repack_kernel<<<grid, 32, 0, stream>>>(m->data, m->scales, (const uint8_t *)src, row_bytes(m->dtype, m->in),
-                                           m->dtype, row0 / 16, rows, m->in);
+    dim3 grid((rows + 15) / 16, quant_groups(m->in) * GROUP_STEPS);
+    repack_kernel<<<grid, 32, 0, stream>>>(m->data, (const uint8_t *)src, row_bytes(m->dtype, m->in), m->dtype,
+                                           row0 / 16, rows, m->in);
 }
 
 void cuda_quant_unpack(cuda_backend *be, void *dst, xlstm_dtype dst_type, size_t pitch, const xl_matrix *m,
                        uint32_t row0, uint32_t rows)
 {
-    dim3 grid((rows + 15) / 16, (quant_groups(m->in) * 8 + 3) / 4);
-    unpack_kernel<<<grid, 128, 0, be->stream>>>(dst, dst_type, pitch, m->data, m->scales, m->dtype, row0 / 16, rows,
-                                                m->in);
+    dim3 grid((rows + 15) / 16, (quant_groups(m->in) * GROUP_STEPS + 3) / 4);
+    unpack_kernel<<<grid, 128, 0, be->stream>>>(dst, dst_type, pitch, m->data, m->dtype, row0 / 16, rows, m->in);
     be->after_kernel = false;
 }
 

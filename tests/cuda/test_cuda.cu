@@ -757,6 +757,221 @@ static void test_buffers()
     }
 }
 
+/* ---- products in block formats: long rows, and values that are not numbers ------------------------------------------ */
+
+static void test_block_formats()
+{
+    int before = checks;
+    for (xlstm_dtype act : {XLSTM_F32, XLSTM_BF16, XLSTM_F16}) {
+        twins t(options_for(act));
+        xl_store *sc, *sr;
+        MUST(t.c->ops->store_new(t.c, &sc, &err));
+        MUST(t.r->ops->store_new(t.r, &sr, &err));
+        for (xlstm_dtype type : {XLSTM_Q8_0, XLSTM_Q4_0, XLSTM_Q4_K, XLSTM_Q5_K, XLSTM_Q6_K}) {
+            bool k_quant = type != XLSTM_Q8_0 && type != XLSTM_Q4_0;
+            for (uint32_t k : {10944u, 4096u, 2080u, 32u}) {
+                if ((k_quant && k % 256 != 0) || (race && k > 4096)) continue;
+                uint32_t n = k > 4096 ? 24 : 40;
+                twin_matrix w = t.matrix(type, n, k, 0.1);
+                for (uint32_t rows : {1u, 2u, 3u, 9u, 17u}) {
+                    if (race && rows != 2 && rows != 9) continue;
+                    /* outliers, and columns that are a million times smaller than their neighbours */
+                    twin_buffer x = t.buffer(rows, k), y = t.buffer(rows, n);
+                    for (int kind = 0; kind < 3; kind++) {
+                        t.fill(x, 1);
+                        uint32_t bad = rows / 2;
+                        double *to = *(double **)x.r;
+                        auto set = [&](size_t i, float v) {
+                            uint8_t bytes[4];
+                            xl_encode_row(bytes, &v, act, 1);
+                            xl_decode_row(&v, bytes, act, 1);
+                            cudaMemcpy(x.c->data + i * cuda_size(act), bytes, cuda_size(act), cudaMemcpyHostToDevice);
+                            to[i] = v;
+                        };
+                        if (kind == 1) {
+                            for (size_t i = 0; i < (size_t)rows * k; i += 97) set(i, (float)to[i] * 1000);
+                        }
+                        if (kind == 2) set((size_t)bad * k + k / 2, rows % 2 == 0 ? INFINITY : NAN);
+                        t.poison(y);
+                        plain_batch bc(rows, sc), br(rows, sr);
+                        t.pass(bc.b, br.b, [&](xl_backend *be, bool cuda) {
+                            xl_linear l = {};
+                            l.weight = cuda ? w.c : w.r, l.out = cuda ? y.c : y.r, l.stride = n;
+                            be->ops->linear(be, &l, 1, cuda ? x.c : x.r, false);
+                        });
+                        std::string detail = std::string(name(act)) + " x " + name(type) + " k " + std::to_string(k) +
+                                             " rows " + std::to_string(rows) + " kind " + std::to_string(kind);
+                        if (kind < 2) {
+                            t.compare("block", detail, y, rows, tolerance(act, true));
+                            continue;
+                        }
+                        std::vector<float> a = t.read_c(y, (size_t)rows * n), b = t.read_r(y, (size_t)rows * n);
+                        uint32_t finite = 0;
+                        for (uint32_t i = 0; i < n; i++) finite += xl_is_finite(a[(size_t)bad * n + i]);
+                        check("block not finite", detail, finite, 0);
+                        a.erase(a.begin() + (ptrdiff_t)((size_t)bad * n),
+                                a.begin() + (ptrdiff_t)((size_t)(bad + 1) * n));
+                        b.erase(b.begin() + (ptrdiff_t)((size_t)bad * n),
+                                b.begin() + (ptrdiff_t)((size_t)(bad + 1) * n));
+                        check("block beside", detail, distance(a, b), tolerance(act, true));
+                    }
+                    t.drop(x), t.drop(y);
+                }
+                t.drop(w);
+            }
+        }
+        t.c->ops->store_free(t.c, sc);
+        t.r->ops->store_free(t.r, sr);
+    }
+    printf("block formats: %d checks, %d failures so far\n", checks - before, failures);
+}
+
+/* ---- norms, output gate and swiglu inside the products ---------------------------------------------------------------- */
+
+static void test_fused()
+{
+    int before = checks;
+    for (xlstm_dtype act : {XLSTM_F32, XLSTM_BF16, XLSTM_F16}) {
+        for (xlstm_dtype type :
+             {XLSTM_BF16, XLSTM_F32, XLSTM_F16, XLSTM_Q8_0, XLSTM_Q4_0, XLSTM_Q4_K, XLSTM_Q5_K, XLSTM_Q6_K}) {
+            if (race && type != XLSTM_BF16 && type != XLSTM_Q4_K) continue;
+            bool k_quant = type == XLSTM_Q4_K || type == XLSTM_Q5_K || type == XLSTM_Q6_K;
+            for (uint32_t rows : {1u, 2u, 3u}) {
+                xl_backend_options o = options_for(act);
+                /* one trip of the block's warps over the columns, and two */
+                o.embedding_dim = rows == 1 && (type == XLSTM_BF16 || type == XLSTM_Q8_0) ? 2304 : 512;
+                o.num_heads = 2;
+                o.head_v = type == XLSTM_Q8_0 ? 512 : 256;
+                o.ffn_dim = k_quant ? 768 : cuda_plain(type) ? 712 : 736;
+                uint32_t D = o.embedding_dim, V = o.vocab_size, F = o.ffn_dim, Qd = o.num_heads * o.head_qk,
+                         Vd = o.num_heads * o.head_v;
+                twins t(o);
+                std::vector<twin_store> s(rows);
+                for (twin_store &one : s) {
+                    MUST(t.c->ops->store_new(t.c, &one.c, &err));
+                    MUST(t.r->ops->store_new(t.r, &one.r, &err));
+                }
+                twin_matrix emb = t.matrix(XLSTM_BF16, V, D, 1, false, XL_USE_ROWS),
+                            wn = t.matrix(XLSTM_F32, 1, D, 0.1, true), wm = t.matrix(XLSTM_F32, 1, Vd, 0.1, true),
+                            wq = t.matrix(type, Qd, D, 0.05), wk = t.matrix(type, Qd, D, 0.05),
+                            wv = t.matrix(type, Vd, D, 0.05), wo = t.matrix(type, Vd, D, 0.05),
+                            wi = t.matrix(XLSTM_F32, o.num_heads, D, 0.05), wp = t.matrix(type, D, Vd, 0.05),
+                            wg = t.matrix(type, F, D, 0.05), wu = t.matrix(type, F, D, 0.05),
+                            wd = t.matrix(type, D, F, 0.05), wh = t.matrix(type, V, D, 0.05);
+                twin_buffer x = t.buffer(rows, D), u = t.buffer(rows, D), q = t.buffer(rows, Qd),
+                            k = t.buffer(rows, Qd), v = t.buffer(rows, Vd), ob = t.buffer(rows, Vd),
+                            h = t.buffer(rows, Vd), g = t.buffer(rows, Vd), gates = t.buffer(rows, 2 * o.num_heads),
+                            y = t.buffer(rows, F), z = t.buffer(rows, F), p = t.buffer(rows, F),
+                            last = t.buffer(rows, D), logits = t.buffer(rows, V);
+                for (int step = 0; step < 3; step++) {
+                    plain_batch bc(rows, nullptr), br(rows, nullptr);
+                    std::vector<xl_run> rc(rows), rr(rows);
+                    std::vector<uint32_t> out(rows);
+                    for (uint32_t i = 0; i < rows; i++) {
+                        rc[i] = {i, 1, (uint64_t)step, s[i].c};
+                        rr[i] = {i, 1, (uint64_t)step, s[i].r};
+                        out[i] = i;
+                    }
+                    br.ids = bc.ids;
+                    for (plain_batch *b : {&bc, &br}) {
+                        b->b.ids = b->ids.data();
+                        b->b.runs = b == &bc ? rc.data() : rr.data();
+                        b->b.n_runs = rows;
+                        b->b.out_rows = out.data();
+                        b->b.n_out = rows;
+                        b->b.traced = false;
+                    }
+                    t.pass(bc.b, br.b, [&](xl_backend *be, bool cuda) {
+                        auto pick = [&](twin_matrix &m) { return cuda ? m.c : m.r; };
+                        auto place = [&](twin_buffer &b) { return cuda ? b.c : b.r; };
+                        xl_norm norm = {pick(wn), nullptr, D, 1e-6f, 1}, mh = {pick(wm), nullptr, Vd, 1e-6f, 2};
+                        be->ops->embed(be, place(x), pick(emb));
+                        be->ops->rmsnorm(be, place(u), place(x), &norm, false);
+                        xl_linear l[6] = {};
+                        l[0].weight = pick(wq), l[0].out = place(q), l[0].stride = Qd;
+                        l[1].weight = pick(wk), l[1].out = place(k), l[1].stride = Qd;
+                        l[2].weight = pick(wv), l[2].out = place(v), l[2].stride = Vd;
+                        l[3].weight = pick(wo), l[3].out = place(ob), l[3].stride = Vd;
+                        l[4].weight = pick(wi), l[4].out = place(gates), l[4].stride = 2 * o.num_heads,
+                        l[4].wide = true;
+                        l[5] = l[4];
+                        l[5].column = o.num_heads;
+                        be->ops->linear(be, l, 6, place(u), false);
+                        xl_mlstm cell = {place(h), place(q), place(k), place(v), place(gates), 0, 15.0f, 1e-6f, 3};
+                        be->ops->mlstm(be, &cell);
+                        be->ops->mhnorm_gate(be, place(g), place(h), place(ob), &mh);
+                        xl_linear one = {};
+                        one.weight = pick(wp), one.out = place(x), one.stride = D, one.add = true;
+                        be->ops->linear(be, &one, 1, place(g), false);
+                        be->ops->rmsnorm(be, place(u), place(x), &norm, false);
+                        xl_linear two[2] = {};
+                        two[0].weight = pick(wg), two[0].out = place(y), two[0].stride = F;
+                        two[1].weight = pick(wu), two[1].out = place(z), two[1].stride = F;
+                        be->ops->linear(be, two, 2, place(u), false);
+                        be->ops->swiglu(be, place(p), place(y), place(z));
+                        one.weight = pick(wd);
+                        be->ops->linear(be, &one, 1, place(p), false);
+                        be->ops->gather(be, place(last), place(x), D);
+                        be->ops->rmsnorm(be, place(u), place(last), &norm, true);
+                        xl_linear head = {};
+                        head.weight = pick(wh), head.out = place(logits), head.stride = V, head.wide = true;
+                        be->ops->linear(be, &head, 1, place(u), true);
+                        be->ops->softcap(be, place(logits), V, 30, 5);
+                    });
+                    std::string detail = std::string(name(act)) + " x " + name(type) + " rows " + std::to_string(rows) +
+                                         " step " + std::to_string(step);
+                    double limit = act == XLSTM_F32 ? 1e-4 : act == XLSTM_F16 ? 5e-3 : 4e-2;
+                    t.compare("fused x", detail, x, rows, limit);
+                    t.compare("fused p", detail, p, rows, limit);
+                    t.compare("fused gates", detail, gates, rows, limit);
+                    t.compare("fused logits", detail, logits, rows, limit);
+                    uint32_t faults = 0;
+                    for (uint32_t i = 0; i < rows; i++) faults += t.fc[i];
+                    check("fused faults", detail, faults, 0);
+                }
+                /* a bad value is reported where the reference reports it */
+                for (int which = 0; which < 2; which++) {
+                    t.fill(x, 1), t.fill(h, 1), t.fill(ob, 1);
+                    twin_buffer &b = which == 0 ? x : h;
+                    float nan = NAN;
+                    uint8_t bytes[4];
+                    xl_encode_row(bytes, &nan, act, 1);
+                    size_t at = (size_t)(rows - 1) * b.width + 7;
+                    cudaMemcpy(b.c->data + at * cuda_size(act), bytes, cuda_size(act), cudaMemcpyHostToDevice);
+                    (*(double **)b.r)[at] = nan;
+                    plain_batch bc(rows, s[0].c), br(rows, s[0].r);
+                    bc.b.traced = br.b.traced = false;
+                    t.pass(bc.b, br.b, [&](xl_backend *be, bool cuda) {
+                        auto pick = [&](twin_matrix &m) { return cuda ? m.c : m.r; };
+                        auto place = [&](twin_buffer &m) { return cuda ? m.c : m.r; };
+                        xl_norm norm = {pick(wn), nullptr, D, 1e-6f, 1}, mh = {pick(wm), nullptr, Vd, 1e-6f, 2};
+                        xl_linear l = {};
+                        if (which == 0) {
+                            be->ops->rmsnorm(be, place(u), place(x), &norm, false);
+                            l.weight = pick(wv), l.out = place(v), l.stride = Vd;
+                            be->ops->linear(be, &l, 1, place(u), false);
+                        } else {
+                            be->ops->mhnorm_gate(be, place(g), place(h), place(ob), &mh);
+                            l.weight = pick(wp), l.out = place(x), l.stride = D;
+                            be->ops->linear(be, &l, 1, place(g), false);
+                        }
+                    });
+                    for (uint32_t i = 0; i < rows; i++)
+                        check("fused fault", std::string(name(act)) + " rows " + std::to_string(rows),
+                              fabs((double)t.fc[i] - t.fr[i]), 0);
+                }
+                for (twin_buffer *b : {&x, &u, &q, &k, &v, &ob, &h, &g, &gates, &y, &z, &p, &last, &logits}) t.drop(*b);
+                for (twin_matrix *m : {&emb, &wn, &wm, &wq, &wk, &wv, &wo, &wi, &wp, &wg, &wu, &wd, &wh}) t.drop(*m);
+                for (twin_store &one : s) {
+                    t.c->ops->store_free(t.c, one.c);
+                    t.r->ops->store_free(t.r, one.r);
+                }
+            }
+        }
+    }
+    printf("fused: %d checks, %d failures so far\n", checks - before, failures);
+}
+
 static void test_errors()
 {
     xl_backend_options o = options_for(XLSTM_F32);
@@ -787,6 +1002,8 @@ int main(int argc, char **argv)
                   {"faults", test_faults, false},
                   {"replay", test_replay, false},
                   {"linear", test_linear, false},
+                  {"blocks", test_block_formats, true},
+                  {"fused", test_fused, true},
                   {"int8", test_int8, true},
                   {"int8-cell", test_int8_cell, true},
                   {"int8-prompts", test_int8_prompts, true},
