@@ -377,6 +377,14 @@ static void bench_cell(void)
     }
 }
 
+enum { QKVO, CELL, GATE_NORM, OUT, NORM, FFN, SWIGLU, DOWN, PARTS };
+#define TIMED(part, call) \
+    do { \
+        double from = now(); \
+        call; \
+        spent[part] += now() - from; \
+    } while (0)
+
 /* Every operation of a token at 7B shapes: BLOCKS different blocks and a quarter of the head, as one decode step. */
 static void bench_token(void)
 {
@@ -410,7 +418,7 @@ static void bench_token(void)
     peak kind = peaks[m[0][0]->product.pack];
     for (size_t i = 0; i < XL_COUNT(sizes); i++) {
         uint32_t M = sizes[i];
-        double ratio[ROUNDS], took[ROUNDS];
+        double ratio[ROUNDS], took[ROUNDS], spent[PARTS] = {0};
         double state = 2.0 * (double)xl_cpu_backend.layout(be)->total_bytes;
         double work = 2.0 * (201654272.0 * BLOCKS * M + 50304.0 / 4 * D);
         for (int r = 0; r < ROUNDS; r++) {
@@ -426,15 +434,15 @@ static void bench_token(void)
                                   {m[b][5], NULL, gates, 16, 8, false, true}};
                 xl_linear out = {m[b][6], NULL, x, D, 0, true, false}, down = {m[b][9], NULL, x, D, 0, true, false};
                 xl_linear ffn[] = {{m[b][7], NULL, gate, N, 0, false, false}, {m[b][8], NULL, up, N, 0, false, false}};
-                xl_cpu_backend.rmsnorm(be, u, x, &norm, false);
-                xl_cpu_backend.linear(be, in, 6, u, false);
-                xl_cpu_backend.mlstm(be, &cell);
-                xl_cpu_backend.mhnorm_gate(be, h, h, o, &norm);
-                xl_cpu_backend.linear(be, &out, 1, h, false);
-                xl_cpu_backend.rmsnorm(be, u, x, &norm, false);
-                xl_cpu_backend.linear(be, ffn, 2, u, false);
-                xl_cpu_backend.swiglu(be, gate, gate, up);
-                xl_cpu_backend.linear(be, &down, 1, gate, false);
+                TIMED(NORM, xl_cpu_backend.rmsnorm(be, u, x, &norm, false));
+                TIMED(QKVO, xl_cpu_backend.linear(be, in, 6, u, false));
+                TIMED(CELL, xl_cpu_backend.mlstm(be, &cell));
+                TIMED(GATE_NORM, xl_cpu_backend.mhnorm_gate(be, h, h, o, &norm));
+                TIMED(OUT, xl_cpu_backend.linear(be, &out, 1, h, false));
+                TIMED(NORM, xl_cpu_backend.rmsnorm(be, u, x, &norm, false));
+                TIMED(FFN, xl_cpu_backend.linear(be, ffn, 2, u, false));
+                TIMED(SWIGLU, xl_cpu_backend.swiglu(be, gate, gate, up));
+                TIMED(DOWN, xl_cpu_backend.linear(be, &down, 1, gate, false));
             }
             xl_batch last = *((xl_cpu *)be)->batch;
             last.n_out = 1;
@@ -450,6 +458,10 @@ static void bench_token(void)
         double t = median(took, ROUNDS);
         printf("%s: %.2f ms for %d blocks, %.3f of the %s\n", M == 1 ? "one token" : "512 tokens", t * 1e3, BLOCKS,
                median(ratio, ROUNDS), M == 1 ? "read bandwidth (weights, and the state read and written)" : "peak");
+        static const char *const parts[PARTS] = {"q k v o", "cell", "head norm", "out", "norms", "gate up", "swiglu", "down"};
+        printf("  a block in ms:");
+        for (int part = 0; part < PARTS; part++) printf(" %s %.3f", parts[part], spent[part] * 1e3 / ROUNDS / BLOCKS);
+        printf("\n");
     }
 }
 

@@ -6,6 +6,7 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <immintrin.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -122,6 +123,40 @@ static int choose_kernels(xl_cpu *c, xlstm_error *err)
     return xl_fail(err, XLSTM_E_UNSUPPORTED,
                    "cpu backend: none of the allowed instruction sets (mask 0x%x) is on this machine (0x%x)",
                    c->o.cpu_mask, found);
+}
+
+/* ---- pieces of work ----------------------------------------------------------------------------------------------- */
+
+typedef struct piece_job {
+    xl_task_fn fn;
+    void *arg;
+} piece_job;
+
+static void run_piece(void *arg, uint32_t piece, uint32_t worker)
+{
+    const piece_job *job = arg;
+#if defined(__x86_64__)
+    enum { FLUSH_RESULTS = 0x8000, FLUSH_OPERANDS = 0x0040 };
+    unsigned mode = _mm_getcsr();
+    _mm_setcsr(mode | FLUSH_RESULTS | FLUSH_OPERANDS);
+    job->fn(job->arg, piece, worker);
+    _mm_setcsr(mode);
+#elif defined(__aarch64__)
+    enum { FLUSH = 1 << 24 };
+    uint64_t mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    __asm__ volatile("msr fpcr, %0" : : "r"(mode | FLUSH));
+    job->fn(job->arg, piece, worker);
+    __asm__ volatile("msr fpcr, %0" : : "r"(mode));
+#else
+    job->fn(job->arg, piece, worker);
+#endif
+}
+
+void xl_cpu_run(xl_cpu *c, uint32_t pieces, xl_task_fn fn, void *arg)
+{
+    piece_job job = {fn, arg};
+    xl_pool_run(c->pool, pieces, run_piece, &job);
 }
 
 /* ---- open and close --------------------------------------------------------------------------------------------- */
@@ -445,7 +480,7 @@ static void row_piece(void *arg, uint32_t piece, uint32_t worker)
 static void each_row(row_job *job)
 {
     job->pieces = XL_MIN(job->rows, 4 * job->c->threads);
-    xl_pool_run(job->c->pool, job->pieces, row_piece, job);
+    xl_cpu_run(job->c, job->pieces, row_piece, job);
 }
 
 /* Norm statistics are rounded at every step only when norm_reduction_force_float32 is off. */

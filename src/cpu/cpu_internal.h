@@ -81,6 +81,10 @@ typedef struct xl_cpu {
 
 static inline xl_cpu *xl_cpu_of(xl_backend *be) { return (xl_cpu *)be; }
 
+/* Runs the pieces of an operation. Numbers too small to be normal (below 1.2e-38) count as zero in them: on some processors
+ * each costs a hundred times an ordinary one, and every head that forgets has some, in C and in the weights of a chunk. */
+void xl_cpu_run(xl_cpu *c, uint32_t pieces, xl_task_fn fn, void *arg);
+
 /* First fault of a row wins; heads of one row may report at the same time, but then the same code. */
 static inline void xl_cpu_fault(xl_cpu *c, size_t row, uint32_t code)
 {

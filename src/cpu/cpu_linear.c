@@ -288,7 +288,7 @@ void xl_cpu_linear(xl_backend *be, const xl_linear *group, uint32_t n, const xl_
         if (wanted[p]) {
             job.pack = (xl_cpu_pack)p;
             uint32_t tiles = xl_cpu_tiles(XL_MIN(job.rows, (uint32_t)XL_CPU_MAX_ROWS), c->kernels.tile[p]) * job.chunks;
-            xl_pool_run(c->pool, tiles, pack_chunk_tile, &job);
+            xl_cpu_run(c, tiles, pack_chunk_tile, &job);
         }
-    xl_pool_run(c->pool, job.start[n], linear_piece, &job);
+    xl_cpu_run(c, job.start[n], linear_piece, &job);
 }

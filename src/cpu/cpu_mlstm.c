@@ -232,6 +232,6 @@ void xl_cpu_mlstm(xl_backend *be, const xl_mlstm *op)
     job.rounds = c->o.kernel != XLSTM_DTYPE_DEFAULT && c->o.kernel != XLSTM_F32 && c->o.kernel != c->o.activations;
     job.tiles = (c->o.head_v + c->columns - 1) / c->columns;
     uint32_t heads = c->batch->n_runs * c->o.num_heads;
-    xl_pool_run(c->pool, heads, gates_task, &job);
-    xl_pool_run(c->pool, heads * job.tiles, columns_task, &job);
+    xl_cpu_run(c, heads, gates_task, &job);
+    xl_cpu_run(c, heads * job.tiles, columns_task, &job);
 }

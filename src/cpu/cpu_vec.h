@@ -125,7 +125,9 @@ INLINE V v_load_f16(const void *p)
     return FROM_F16(h);
 #else
     VU u = __builtin_convertvector(h, VU);
-    V magnitude = (V)((u & 0x7fffu) << 13) * 0x1p112f;
+    /* those below 2^-14 are made from 2^-14 and taken off again: no operand is subnormal */
+    VU tiny = (VU)((VI)((u & 0x7c00u) == 0));
+    V magnitude = (V)(((u & 0x7fffu) << 13) + 0x38000000u + (tiny & 0x00800000u)) - (V)(tiny & 0x38800000u);
     VU special = (VU)((VI)((u & 0x7c00u) == 0x7c00u)) & (0x7f800000u | (u & 0x3ffu) << 13);
     return (V)((VU)magnitude | special | (u & 0x8000u) << 16);
 #endif
