@@ -1,9 +1,10 @@
 /*
- * threads.c — the worker pool. A region is published as one 64-bit word: its number and how many pieces are left to
- * take. Claiming a piece is a compare-and-swap on that word, so a late worker can never take a piece of a region that
- * has ended, and whatever it reads after a successful claim (function, argument, count) stays put until it has reported
- * the piece done. Waiting spins for a fraction of a millisecond, the usual gap between two operations of a token, and
- * then sleeps on a condition variable.
+ * threads.c — the worker pool. Each thread has a ticket, one 64-bit word: the number of the region and how many of the
+ * thread's own pieces are left to take, by itself or by a thread that has run out. Claiming a piece is a
+ * compare-and-swap on a ticket, so a late worker can never take a piece of a region that has ended, and whatever it
+ * reads after a successful claim (function, argument, count) stays put until it has reported the piece done. Waiting
+ * spins for a fraction of a millisecond, the usual gap between two operations of a token, and then sleeps on a
+ * condition variable.
  */
 #include "threads.h"
 
@@ -22,10 +23,14 @@ typedef struct worker {
     uint32_t index; /* 1 .. threads - 1; the caller is 0 */
 } worker;
 
+typedef struct ticket {
+    _Alignas(XL_ALIGN) atomic_uint_least64_t word; /* region << 32 | pieces left */
+} ticket;
+
 struct xl_pool {
-    _Alignas(XL_ALIGN) atomic_uint_least64_t ticket; /* region << 32 | pieces left */
-    _Alignas(XL_ALIGN) atomic_uint done;             /* pieces finished in this region */
-    _Alignas(XL_ALIGN) atomic_uint sleepers;         /* workers asleep or about to be */
+    _Alignas(XL_ALIGN) atomic_uint region;   /* the one whose tickets are out */
+    _Alignas(XL_ALIGN) atomic_uint done;     /* pieces finished in this region */
+    _Alignas(XL_ALIGN) atomic_uint sleepers; /* workers asleep or about to be */
     atomic_bool caller_sleeps, quit;
     /* written by the caller while no piece is left, read by a worker only after it has claimed one */
     xl_task_fn fn;
@@ -36,6 +41,7 @@ struct xl_pool {
     pthread_cond_t work, finished;
     uint32_t threads, started; /* threads: caller included; started: workers that run */
     worker *workers;
+    ticket *tickets; /* [threads] */
 };
 
 static void relax(void)
@@ -47,44 +53,58 @@ static void relax(void)
 #endif
 }
 
-/* Takes pieces of the current region until none is left. */
+/* First piece of a thread's own: every thread has as many as any other, or one more. */
+static uint32_t first_piece(const xl_pool *pool, uint32_t pieces, uint32_t thread)
+{
+    return (uint32_t)((uint64_t)pieces * thread / pool->threads);
+}
+
+/* Takes pieces of the current region until none is left: its own in order, then those of the threads that follow. */
 static void drain(xl_pool *pool, uint32_t index)
 {
-    uint64_t ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
-    while ((uint32_t)ticket != 0) {
-        if (!atomic_compare_exchange_weak_explicit(&pool->ticket, &ticket, ticket - 1, memory_order_acq_rel,
-                                                   memory_order_acquire))
-            continue;
-        uint32_t pieces = pool->pieces;
-        pool->fn(pool->arg, pieces - (uint32_t)ticket, index);
-        /* seq_cst pairs with the caller's store of caller_sleeps: one of the two sees the other */
-        if (atomic_fetch_add(&pool->done, 1) + 1 == pieces && index != 0 && atomic_load(&pool->caller_sleeps)) {
-            pthread_mutex_lock(&pool->mutex);
-            pthread_cond_signal(&pool->finished);
-            pthread_mutex_unlock(&pool->mutex);
+    uint32_t done = 0, pieces = 0;
+    for (uint32_t i = 0; i < pool->threads; i++) {
+        uint32_t owner = index + i < pool->threads ? index + i : index + i - pool->threads;
+        atomic_uint_least64_t *word = &pool->tickets[owner].word;
+        uint64_t left = atomic_load_explicit(word, memory_order_acquire);
+        while ((uint32_t)left != 0) {
+            if (!atomic_compare_exchange_weak_explicit(word, &left, left - 1, memory_order_acq_rel, memory_order_acquire))
+                continue;
+            pieces = pool->pieces;
+            pool->fn(pool->arg, first_piece(pool, pieces, owner + 1) - (uint32_t)left, index);
+            done++;
+            left = atomic_load_explicit(word, memory_order_acquire);
         }
-        ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+    }
+    /* seq_cst pairs with the caller's store of caller_sleeps: one of the two sees the other */
+    if (done > 0 && atomic_fetch_add(&pool->done, done) + done == pieces && index != 0 &&
+        atomic_load(&pool->caller_sleeps)) {
+        pthread_mutex_lock(&pool->mutex);
+        pthread_cond_signal(&pool->finished);
+        pthread_mutex_unlock(&pool->mutex);
     }
 }
 
-static bool idle(xl_pool *pool)
+static bool idle(xl_pool *pool, uint32_t seen)
 {
-    return (uint32_t)atomic_load(&pool->ticket) == 0 && !atomic_load(&pool->quit);
+    return atomic_load(&pool->region) == seen && !atomic_load(&pool->quit);
 }
 
 static void *work(void *arg)
 {
     worker *w = arg;
     xl_pool *pool = w->pool;
+    uint32_t seen = 0;
     while (!atomic_load(&pool->quit)) {
-        for (int i = 0; i < SPINS && idle(pool); i++) relax();
-        if (idle(pool)) {
+        for (int i = 0; i < SPINS && idle(pool, seen); i++) relax();
+        if (idle(pool, seen)) {
             pthread_mutex_lock(&pool->mutex);
             atomic_fetch_add(&pool->sleepers, 1);
-            while (idle(pool)) pthread_cond_wait(&pool->work, &pool->mutex);
+            while (idle(pool, seen)) pthread_cond_wait(&pool->work, &pool->mutex);
             atomic_fetch_sub(&pool->sleepers, 1);
             pthread_mutex_unlock(&pool->mutex);
         }
+        seen = atomic_load(&pool->region);
         drain(pool, w->index);
     }
     return NULL;
@@ -122,7 +142,8 @@ int xl_pool_new(xl_pool **out, uint32_t threads, xlstm_error *err)
     pthread_cond_init(&pool->finished, NULL);
     pool->threads = threads;
     pool->workers = xl_calloc(threads, sizeof *pool->workers, err);
-    if (!pool->workers) {
+    if (pool->workers) pool->tickets = xl_calloc(threads, sizeof *pool->tickets, err);
+    if (!pool->tickets) {
         xl_pool_free(pool);
         return XLSTM_E_MEMORY;
     }
@@ -162,6 +183,7 @@ void xl_pool_free(xl_pool *pool)
     pthread_cond_destroy(&pool->work);
     pthread_cond_destroy(&pool->finished);
     xl_release(pool->workers);
+    xl_release(pool->tickets);
     xl_release(pool);
 }
 
@@ -177,8 +199,12 @@ void xl_pool_run(xl_pool *pool, uint32_t n, xl_task_fn fn, void *arg)
     pool->arg = arg;
     pool->pieces = n;
     atomic_store(&pool->done, 0);
-    uint64_t region = (atomic_load(&pool->ticket) >> 32) + 1;
-    atomic_store(&pool->ticket, region << 32 | n);
+    uint32_t region = atomic_load(&pool->region) + 1;
+    for (uint32_t i = 0; i < pool->threads; i++)
+        atomic_store_explicit(&pool->tickets[i].word,
+                              (uint64_t)region << 32 | (first_piece(pool, n, i + 1) - first_piece(pool, n, i)),
+                              memory_order_release);
+    atomic_store(&pool->region, region);
     wake_workers(pool);
     drain(pool, 0);
     for (int i = 0; i < SPINS && atomic_load(&pool->done) != n; i++) relax();

@@ -1,7 +1,8 @@
 /*
- * threads.h — a persistent worker pool. Work is cut into numbered pieces that threads take from one atomic counter; the
- * caller works too, and a region is done when all pieces are, so a descheduled worker cannot block it. Which thread
- * runs a piece never changes its result: pieces split outputs, not sums. Layer 0.
+ * threads.h — a persistent worker pool. Work is cut into numbered pieces. Every thread takes a run of its own in order,
+ * because neighbouring pieces read neighbouring memory, and then whatever is left of the others'; the caller works too,
+ * and a region is done when all pieces are, so a slow worker delays one piece at most and a descheduled one that has not
+ * begun none. Which thread runs a piece never changes its result: pieces split outputs, not sums. Layer 0.
  */
 #ifndef XL_THREADS_H
 #define XL_THREADS_H

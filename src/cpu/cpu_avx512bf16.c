@@ -17,21 +17,34 @@
 
 enum { PANEL = NV * VW };
 
+/* Adds the products of two values of K. */
+INLINE void tile_step(__m512 sum[MR][NV], const uint8_t *w, const uint32_t *x, int mr, int nv)
+{
+    __m512bh pair[NV];
+    UNROLL for (int v = 0; v < nv; v++) pair[v] = (__m512bh)_mm512_loadu_si512(w + (size_t)v * VW * 4);
+    UNROLL for (int r = 0; r < mr; r++) {
+        __m512bh a = (__m512bh)_mm512_set1_epi32((int)x[r]);
+        UNROLL for (int v = 0; v < nv; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], a, pair[v]);
+    }
+}
+
 INLINE void tile_block(tile *b, int mr, int nv)
 {
+    enum { STEPS = 4 };
     const uint8_t *w = b->w;
     const uint32_t *x = b->x;
+    const size_t step = (size_t)nv * VW * 4;
     __m512 sum[MR][NV];
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = _mm512_setzero_ps();
-    for (size_t k = 0; k < b->span; k += 2, w += (size_t)nv * VW * 4, x += mr) {
-        __m512bh pair[NV];
+    size_t k = 0;
+    for (; mr == 1 && k + 2 * STEPS <= b->span; k += 2 * STEPS, w += STEPS * step, x += STEPS) {
+        fetch_step(&b->ahead, k / 2 * step, STEPS * step, 0, 1);
+        UNROLL for (size_t i = 0; i < STEPS; i++) tile_step(sum, w + i * step, x + i, 1, nv);
+    }
+    for (; k < b->span; k += 2, w += step, x += mr) {
         fetch_some(&b->ahead);
-        UNROLL for (int v = 0; v < nv; v++) pair[v] = (__m512bh)_mm512_loadu_si512(w + (size_t)v * VW * 4);
-        UNROLL for (int r = 0; r < mr; r++) {
-            __m512bh a = (__m512bh)_mm512_set1_epi32((int)x[r]);
-            UNROLL for (int v = 0; v < nv; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], a, pair[v]);
-        }
+        tile_step(sum, w, x, mr, nv);
     }
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) {

@@ -10,47 +10,49 @@
 
 enum { PANEL = NV * VW };
 
-/* Loads the weights of k and k + 1 (paired formats) or of k alone, and adds one tile's products. */
 typedef enum weight_kind { WEIGHT_F32, WEIGHT_F16, WEIGHT_BF16 } weight_kind;
+
+/* Adds the products of k and k + 1 (bfloat16) or of k alone. */
+INLINE void tile_step(V sum[MR][NV], const uint8_t *w, const float *x, int mr, int nv, weight_kind kind)
+{
+    VU pair[NV];
+    V row[NV];
+    UNROLL for (int v = 0; v < nv; v++) {
+        const uint8_t *at = w + (size_t)v * VW * (kind == WEIGHT_F16 ? 2 : 4);
+        if (kind != WEIGHT_F16) pair[v] = u_load(at);
+        row[v] = kind == WEIGHT_F16 ? v_load_f16(at) : (V)(kind == WEIGHT_BF16 ? pair[v] << 16 : pair[v]);
+    }
+    UNROLL for (int r = 0; r < mr; r++) {
+        V a = v_all(x[r]);
+        UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(a, row[v], sum[r][v]);
+    }
+    if (kind != WEIGHT_BF16) return;
+    UNROLL for (int r = 0; r < mr; r++) {
+        V a = v_all(x[mr + r]);
+        UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(a, (V)(pair[v] & 0xffff0000u), sum[r][v]);
+    }
+}
 
 INLINE void tile_block(tile *b, int mr, int nv, weight_kind kind)
 {
+    enum { STEPS = 4 };
     const uint8_t *w = b->w;
     const float *x = b->x;
+    const size_t values = kind == WEIGHT_BF16 ? 2 : 1, step = (size_t)nv * VW * (kind == WEIGHT_F16 ? 2 : 4);
     V sum[MR][NV];
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = (V){0};
-
-    if (kind == WEIGHT_BF16) {
-        for (size_t k = 0; k < b->span; k += 2, w += (size_t)nv * VW * 4, x += 2 * mr) {
-            VU pair[NV];
-            fetch_some(&b->ahead);
-            UNROLL for (int v = 0; v < nv; v++) pair[v] = u_load(w + (size_t)v * VW * 4);
-            UNROLL for (int r = 0; r < mr; r++) {
-                V a = v_all(x[r]);
-                UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(a, (V)(pair[v] << 16), sum[r][v]);
-            }
-            UNROLL for (int r = 0; r < mr; r++) {
-                V a = v_all(x[mr + r]);
-                UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(a, (V)(pair[v] & 0xffff0000u), sum[r][v]);
-            }
-        }
-    } else {
-        size_t bytes = kind == WEIGHT_F32 ? 4 : 2;
-        for (size_t k = 0; k < b->span; k++, w += (size_t)nv * VW * bytes, x += mr) {
-            V row[NV];
-            fetch_some(&b->ahead);
-            UNROLL for (int v = 0; v < nv; v++) {
-                const uint8_t *at = w + (size_t)v * VW * bytes;
-                row[v] = kind == WEIGHT_F32 ? (V)u_load(at) : v_load_f16(at);
-            }
-            UNROLL for (int r = 0; r < mr; r++) {
-                V a = v_all(x[r]);
-                UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(a, row[v], sum[r][v]);
-            }
+    size_t k = 0;
+    for (; mr == 1 && k + STEPS * values <= b->span; k += STEPS * values, w += STEPS * step, x += STEPS * values) {
+        UNROLL for (size_t i = 0; i < STEPS; i++) {
+            fetch_step(&b->ahead, k / values * step, STEPS * step, i, STEPS);
+            tile_step(sum, w + i * step, x + i * values, 1, nv, kind);
         }
     }
-
+    for (; k < b->span; k += values, w += step, x += values * (size_t)mr) {
+        fetch_some(&b->ahead);
+        tile_step(sum, w, x, mr, nv, kind);
+    }
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) {
             float *at = b->out + r * PANEL + v * VW;

@@ -10,170 +10,211 @@
  *   Q4_K   for 256 values: f16 d [W], dmin [W], bytes sc [8][W], mn [8][W], [4][8][W][4] bytes as they come
  *   Q5_K   the same with the fifth bits [8][W][4] before the nibbles
  *   Q6_K   for 256 values: f16 d [W], int8 sc [16][W], [2][8] x { upper bits [W][4], low nibbles [2][W][4] }
- * A block of up to 256 values is first spread into bytes and float32 scales in the first-level cache, once for all
- * activation rows; then one kernel serves every format.
+ * For several rows of activations, a block of up to 256 values is first spread into bytes and float32 scales in the
+ * first-level cache, once for all; then one kernel serves every format. Most formats spare a single row that detour.
  */
 #include "cpu_vec.h"
 
-typedef enum quant_kind {
-    QUANT_Q8,   /* bytes mean q - 128 */
-    QUANT_Q4,   /* q - 8 */
-    QUANT_MIN,  /* scale q - min */
-    QUANT_HALF, /* q - 32, a scale for 16 values */
-} quant_kind;
+typedef enum quant_format { Q8_0, Q4_0, Q4_K, Q5_K, Q6_K } quant_format;
+
+/* What a byte means: q - 128 in Q8_0, q - 8 in Q4_0, q - 32 in Q6_K; in the others scale q - min. */
+INLINE bool has_min(quant_format f) { return f == Q4_K || f == Q5_K; }
+/* Scales for 32 values. */
+INLINE int scales_32(quant_format f) { return f == Q6_K ? 2 : 1; }
+/* One read of a panel gives the bytes of `reads_give` places; they are in as many blocks of 32 values, but in Q4_0 in one. */
+INLINE int reads_give(quant_format f) { return f == Q8_0 ? 1 : f == Q6_K ? 4 : 2; }
+INLINE int unit_blocks(quant_format f) { return f == Q4_0 ? 1 : reads_give(f); }
+/* Reads for a unit, four values of each place at a time. */
+INLINE int unit_reads(quant_format f) { return f == Q4_0 ? 4 : 8; }
+/* Whether a single row is multiplied without spreading the panel's bytes; for the others that was slower. */
+INLINE bool rows_directly(quant_format f) { return f != Q6_K; }
+/* Bytes of 256 values of a weight row. */
+INLINE size_t bytes_256(quant_format f)
+{
+    return f == Q8_0 ? 8 * 34 : f == Q4_0 ? 8 * 18 : f == Q4_K ? 148 : f == Q5_K ? 180 : 210;
+}
 
 /* Up to 256 values of K of one panel, ready to multiply. */
 typedef struct spread {
     _Alignas(64) uint8_t bytes[8][8][NV * VW][4];
     _Alignas(64) float scale[16][NV * VW];
     _Alignas(64) float min[8][NV * VW];
-    const uint8_t *at; /* bytes of the first 32 values: above, or in the panel */
-    size_t stride;     /* to the next 32 */
-    size_t row;        /* weight rows side by side there */
 } spread;
 
-/* ---- spreading -------------------------------------------------------------------------------------------------- */
+/* ---- reading panels --------------------------------------------------------------------------------------------- */
 
-INLINE void put_bytes(spread *s, int block, int group, int v, VU w) { memcpy(s->bytes[block][group][v * VW], &w, sizeof w); }
-
-INLINE void spread_q8_0(spread *s, const uint8_t *p, int blocks, size_t width, int nv)
+/* Scale i of VW weight rows from `lane`, and the minimum of block b. */
+INLINE V read_scale(const uint8_t *p, int i, size_t width, size_t lane, quant_format f)
 {
-    for (int b = 0; b < blocks; b++)
-        for (int v = 0; v < nv; v++) v_store(&s->scale[b][v * VW], v_load_f16(p + (size_t)b * width * 34 + v * VW * 2));
-    s->at = p + width * 2;
-    s->stride = width * 34;
-    s->row = width;
+    if (f == Q8_0 || f == Q4_0) return v_load_f16(p + (size_t)i * width * (bytes_256(f) / 8) + lane * 2);
+    V d = v_load_f16(p + lane * 2);
+    if (f == Q6_K) return d * v_load_i8(p + ((size_t)i + 2) * width + lane);
+    return d * v_load_u8(p + ((size_t)i + 4) * width + lane);
 }
 
-INLINE void spread_q4_0(spread *s, const uint8_t *p, int blocks, size_t width, int nv)
+INLINE V read_min(const uint8_t *p, int b, size_t width, size_t lane)
 {
-    for (int b = 0; b < blocks; b++, p += width * 18)
-        for (int v = 0; v < nv; v++) {
-            v_store(&s->scale[b][v * VW], v_load_f16(p + v * VW * 2));
-            for (int g = 0; g < 4; g++) {
-                VU w = u_load(p + width * 2 + ((size_t)g * width + (size_t)v * VW) * 4);
-                put_bytes(s, b, g, v, w & 0x0f0f0f0fu);
-                put_bytes(s, b, g + 4, v, w >> 4 & 0x0f0f0f0fu);
-            }
-        }
-    s->at = s->bytes[0][0][0];
-    s->stride = sizeof s->bytes[0];
-    s->row = NV * VW;
+    return v_load_f16(p + width * 2 + lane * 2) * v_load_u8(p + ((size_t)b + 12) * width + lane);
 }
 
-INLINE void spread_q45_k(spread *s, const uint8_t *p, size_t width, int nv, bool five)
+/* Read g of a unit: the bytes of VW weight rows from `lane`, for each place. */
+INLINE void read_bytes(VU place[4], const uint8_t *p, int unit, int g, size_t width, size_t lane, quant_format f)
 {
-    const uint8_t *scales = p + width * 4, *mins = scales + width * 8, *high = mins + width * 8;
-    const uint8_t *nibbles = high + (five ? width * 32 : 0);
-    for (int v = 0; v < nv; v++) {
-        size_t lane = (size_t)v * VW;
-        V d = v_load_f16(p + lane * 2), dmin = v_load_f16(p + width * 2 + lane * 2);
-        for (int b = 0; b < 8; b++) {
-            v_store(&s->scale[b][lane], d * v_load_u8(scales + (size_t)b * width + lane));
-            v_store(&s->min[b][lane], dmin * v_load_u8(mins + (size_t)b * width + lane));
+    if (f == Q8_0) {
+        place[0] = u_load(p + (size_t)unit * width * 34 + width * 2 + ((size_t)g * width + lane) * 4);
+    } else if (f == Q4_0) {
+        VU w = u_load(p + (size_t)unit * width * 18 + width * 2 + ((size_t)g * width + lane) * 4);
+        place[0] = w & 0x0f0f0f0fu;
+        place[1] = w >> 4 & 0x0f0f0f0fu;
+    } else if (f == Q6_K) {
+        const uint8_t *at = p + width * 18 + (size_t)(unit * 8 + g) * width * 12;
+        VU high = u_load(at + lane * 4), first = u_load(at + (width + lane) * 4);
+        VU second = u_load(at + (2 * width + lane) * 4);
+        place[0] = (first & 0x0f0f0f0fu) | (high & 0x03030303u) << 4;
+        place[1] = (second & 0x0f0f0f0fu) | (high >> 2 & 0x03030303u) << 4;
+        place[2] = (first >> 4 & 0x0f0f0f0fu) | (high >> 4 & 0x03030303u) << 4;
+        place[3] = (second >> 4 & 0x0f0f0f0fu) | (high >> 6 & 0x03030303u) << 4;
+    } else {
+        const uint8_t *high = p + width * 20, *nibbles = high + (f == Q5_K ? width * 32 : 0);
+        VU w = u_load(nibbles + ((size_t)(unit * 8 + g) * width + lane) * 4);
+        place[0] = w & 0x0f0f0f0fu;
+        place[1] = w >> 4 & 0x0f0f0f0fu;
+        if (f == Q5_K) {
+            VU bits = u_load(high + ((size_t)g * width + lane) * 4);
+            place[0] |= (bits >> (2 * unit) & 0x01010101u) << 4;
+            place[1] |= (bits >> (2 * unit + 1) & 0x01010101u) << 4;
         }
     }
-    for (int c = 0; c < 4; c++)
-        for (int g = 0; g < 8; g++)
+}
+
+INLINE void spread_panel(spread *s, const tile *b, int nv, quant_format f)
+{
+    const int blocks = (int)(b->span / 32);
+    const size_t width = (size_t)nv * VW;
+    if (b->rows == 1 && rows_directly(f)) return;
+    for (int i = 0; i < blocks; i++)
+        for (size_t lane = 0; lane < width; lane += VW) {
+            for (int part = i * scales_32(f); part < (i + 1) * scales_32(f); part++)
+                v_store(&s->scale[part][lane], read_scale(b->w, part, width, lane, f));
+            if (has_min(f)) v_store(&s->min[i][lane], read_min(b->w, i, width, lane));
+        }
+    if (f == Q8_0) return; /* bytes are multiplied where they are */
+    for (int unit = 0; unit < blocks / unit_blocks(f); unit++)
+        for (int g = 0; g < unit_reads(f); g++)
             for (int v = 0; v < nv; v++) {
-                VU w = u_load(nibbles + ((size_t)(c * 8 + g) * width + (size_t)v * VW) * 4);
-                VU low = w & 0x0f0f0f0fu, top = w >> 4 & 0x0f0f0f0fu;
-                if (five) {
-                    VU bits = u_load(high + ((size_t)g * width + (size_t)v * VW) * 4);
-                    low |= (bits >> (2 * c) & 0x01010101u) << 4;
-                    top |= (bits >> (2 * c + 1) & 0x01010101u) << 4;
+                VU place[4];
+                read_bytes(place, b->w, unit, g, width, (size_t)v * VW, f);
+                UNROLL for (int i = 0; i < reads_give(f); i++) {
+                    const int block = f == Q4_0 ? unit : unit * unit_blocks(f) + i, group = f == Q4_0 ? g + 4 * i : g;
+                    memcpy(s->bytes[block][group][v * VW], &place[i], sizeof place[i]);
                 }
-                put_bytes(s, 2 * c, g, v, low);
-                put_bytes(s, 2 * c + 1, g, v, top);
             }
-    s->at = s->bytes[0][0][0];
-    s->stride = sizeof s->bytes[0];
-    s->row = NV * VW;
-}
-
-INLINE void spread_q6_k(spread *s, const uint8_t *p, size_t width, int nv)
-{
-    const uint8_t *scales = p + width * 2, *bits = scales + width * 16;
-    for (int v = 0; v < nv; v++) {
-        size_t lane = (size_t)v * VW;
-        V d = v_load_f16(p + lane * 2);
-        for (int b = 0; b < 16; b++)
-            v_store(&s->scale[b][lane], d * v_load_i8(scales + (size_t)b * width + lane));
-    }
-    for (int half = 0; half < 2; half++)
-        for (int g = 0; g < 8; g++, bits += width * 12)
-            for (int v = 0; v < nv; v++) {
-                size_t lane = (size_t)v * VW;
-                VU high = u_load(bits + lane * 4), first = u_load(bits + (width + lane) * 4);
-                VU second = u_load(bits + (2 * width + lane) * 4);
-                put_bytes(s, half * 4, g, v, (first & 0x0f0f0f0fu) | (high & 0x03030303u) << 4);
-                put_bytes(s, half * 4 + 1, g, v, (second & 0x0f0f0f0fu) | (high >> 2 & 0x03030303u) << 4);
-                put_bytes(s, half * 4 + 2, g, v, (first >> 4 & 0x0f0f0f0fu) | (high >> 4 & 0x03030303u) << 4);
-                put_bytes(s, half * 4 + 3, g, v, (second >> 4 & 0x0f0f0f0fu) | (high >> 6 & 0x03030303u) << 4);
-            }
-    s->at = s->bytes[0][0][0];
-    s->stride = sizeof s->bytes[0];
-    s->row = NV * VW;
 }
 
 /* ---- multiplying ------------------------------------------------------------------------------------------------ */
 
-/* Groups from .. to - 1 of 32 values: each vector of weights is loaded once for all rows. */
-INLINE void quant_dots(VI dot[QR][NV], const uint8_t *w, size_t row, const uint8_t *x, int from, int to, int mr, int nv,
-                       quant_kind kind)
+/* Where the integer sum of `part` of a block begins: bytes have an offset. The sums of x of an activation row, less than
+ * zero, are those of all 32 and of the first 16. */
+INLINE VI first_dot(const uint8_t *x, int mr, int r, int part, quant_format f)
 {
-    UNROLL for (int g = from; g < to; g++) {
-        VU weights[NV];
-        UNROLL for (int v = 0; v < nv; v++) weights[v] = u_load(w + ((size_t)g * row + (size_t)v * VW) * 4);
-        UNROLL for (int r = 0; r < mr; r++) {
-            uint32_t four;
-            memcpy(&four, x + r * 32 + g * 4, 4);
-            VU all = u_all(four);
-            UNROLL for (int v = 0; v < nv; v++)
-                dot[r][v] = kind == QUANT_Q8 ? DOT4_Q8(dot[r][v], weights[v], all) : DOT4(dot[r][v], weights[v], all);
+    enum { BIAS_Q8 = Q8_BIAS };
+    const uint32_t bias = f == Q8_0 ? BIAS_Q8 : f == Q4_0 ? 8 : f == Q6_K ? 32 : 0;
+    if (bias == 0) return (VI){0};
+    uint32_t less[2];
+    memcpy(&less[0], x + (2 * mr + r) * 4, 4);
+    memcpy(&less[1], x + (3 * mr + r) * 4, 4);
+    return (VI)(u_all(f != Q6_K ? less[0] : part == 0 ? less[1] : less[0] - less[1]) * bias);
+}
+
+INLINE VI add_dot(VI dot, VU weights, const uint8_t *x, int mr, int r, int g, quant_format f)
+{
+    uint32_t four;
+    memcpy(&four, x + 16 * mr + r * 32 + g * 4, 4);
+    return f == Q8_0 ? DOT4_Q8(dot, weights, u_all(four)) : DOT4(dot, weights, u_all(four));
+}
+
+/* Adds what one block of 32 values gives to the sums of row r. */
+INLINE void add_block(V sum[NV], VI dot[][NV], V scale[][NV], V min[NV], const uint8_t *x, int mr, int r, int nv,
+                      quant_format f)
+{
+    float step, total;
+    memcpy(&step, x + r * 4, 4);
+    memcpy(&total, x + (mr + r) * 4, 4);
+    UNROLL for (int part = 0; part < scales_32(f); part++)
+        UNROLL for (int v = 0; v < nv; v++)
+            sum[v] = FMA(__builtin_convertvector(dot[part][v], V), step * scale[part][v], sum[v]);
+    if (has_min(f)) UNROLL for (int v = 0; v < nv; v++) sum[v] = FMA(v_all(-total), min[v], sum[v]);
+}
+
+/* One tile of mr rows against up to 256 values of a panel: each vector of weights is loaded once for all rows. */
+INLINE void quant_tile(tile *t, V sum[QR][NV], const spread *s, int mr, int nv, quant_format f)
+{
+    const size_t width = (size_t)nv * VW, row = f == Q8_0 ? width : NV * VW;
+    const uint8_t *at = f == Q8_0 ? t->w + width * 2 : s->bytes[0][0][0], *x = t->x;
+    for (int b = 0; b < (int)(t->span / 32); b++, at += f == Q8_0 ? width * 34 : sizeof s->bytes[0], x += 48 * mr) {
+        fetch_some(&t->ahead);
+        VI dot[QR][2][NV];
+        UNROLL for (int part = 0; part < scales_32(f); part++) {
+            UNROLL for (int r = 0; r < mr; r++)
+                UNROLL for (int v = 0; v < nv; v++) dot[r][part][v] = first_dot(x, mr, r, part, f);
+            UNROLL for (int g = part * 8 / scales_32(f); g < (part + 1) * 8 / scales_32(f); g++) {
+                VU weights[NV];
+                UNROLL for (int v = 0; v < nv; v++) weights[v] = u_load(at + ((size_t)g * row + (size_t)v * VW) * 4);
+                UNROLL for (int r = 0; r < mr; r++)
+                    UNROLL for (int v = 0; v < nv; v++)
+                        dot[r][part][v] = add_dot(dot[r][part][v], weights[v], x, mr, r, g, f);
+            }
+        }
+        V scale[2][NV], min[NV];
+        UNROLL for (int v = 0; v < nv; v++) {
+            UNROLL for (int part = 0; part < scales_32(f); part++)
+                scale[part][v] = v_load(&s->scale[scales_32(f) * b + part][v * VW]);
+            if (has_min(f)) min[v] = v_load(&s->min[b][v * VW]);
+        }
+        UNROLL for (int r = 0; r < mr; r++) add_block(sum[r], dot[r], scale, min, x, mr, r, nv, f);
+    }
+}
+
+/* A single row, from the panel through registers. */
+INLINE void quant_row(tile *t, V sum[NV], int nv, quant_format f)
+{
+    const size_t width = (size_t)nv * VW, bytes = width * bytes_256(f) / 8 * (size_t)unit_blocks(f);
+    const uint8_t *x = t->x;
+    for (int unit = 0; unit < (int)(t->span / 32) / unit_blocks(f); unit++, x += 48 * unit_blocks(f)) {
+        VI dot[2][1][NV];
+        UNROLL for (int b = 0; b < unit_blocks(f); b++)
+            UNROLL for (int v = 0; v < nv; v++) dot[b][0][v] = first_dot(x + 48 * b, 1, 0, 0, f);
+        UNROLL for (int g = 0; g < unit_reads(f); g++) {
+            fetch_step(&t->ahead, (size_t)unit * bytes, bytes, (size_t)g, (size_t)unit_reads(f));
+            UNROLL for (int v = 0; v < nv; v++) {
+                VU place[4];
+                read_bytes(place, t->w, unit, g, width, (size_t)v * VW, f);
+                UNROLL for (int i = 0; i < reads_give(f); i++) {
+                    const int b = f == Q4_0 ? 0 : i, group = f == Q4_0 ? g + 4 * i : g;
+                    dot[b][0][v] = add_dot(dot[b][0][v], place[i], x + 48 * b, 1, 0, group, f);
+                }
+            }
+        }
+        UNROLL for (int b = 0; b < unit_blocks(f); b++) {
+            V scale[1][NV], min[NV];
+            UNROLL for (int v = 0; v < nv; v++) {
+                scale[0][v] = read_scale(t->w, unit * unit_blocks(f) + b, width, (size_t)v * VW, f);
+                if (has_min(f)) min[v] = read_min(t->w, unit * unit_blocks(f) + b, width, (size_t)v * VW);
+            }
+            add_block(sum, dot[b], scale, min, x + 48 * b, 1, 0, nv, f);
         }
     }
 }
 
-/* One tile of mr rows against up to 256 values of a panel. */
-INLINE void quant_tile(tile *t, const spread *s, int mr, int nv, quant_kind kind)
+INLINE void quant_sums(tile *t, const spread *s, int mr, int nv, quant_format f)
 {
-    enum { BIAS_Q8 = Q8_BIAS };
-    const int32_t bias = kind == QUANT_Q8 ? BIAS_Q8 : kind == QUANT_Q4 ? 8 : kind == QUANT_HALF ? 32 : 0;
-    const int parts = kind == QUANT_HALF ? 2 : 1; /* scales for 32 values */
     V sum[QR][NV];
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = (V){0};
-    const uint8_t *at = s->at, *x = t->x;
-    const int blocks = (int)(t->span / 32);
-    for (int b = 0; b < blocks; b++, at += s->stride, x += 48 * mr) {
-        fetch_some(&t->ahead);
-        UNROLL for (int part = 0; part < parts; part++) {
-            VI dot[QR][NV];
-            UNROLL for (int r = 0; r < mr; r++) {
-                uint32_t less[2];
-                memcpy(&less[0], x + (2 * mr + r) * 4, 4);
-                memcpy(&less[1], x + (3 * mr + r) * 4, 4);
-                VU start = parts == 1 ? u_all(less[0]) : part == 0 ? u_all(less[1]) : u_all(less[0]) - u_all(less[1]);
-                UNROLL for (int v = 0; v < nv; v++) dot[r][v] = bias ? (VI)(start * (uint32_t)bias) : (VI){0};
-            }
-            quant_dots(dot, at, s->row, x + 16 * mr, part * 8 / parts, (part + 1) * 8 / parts, mr, nv, kind);
-            UNROLL for (int r = 0; r < mr; r++) {
-                float step;
-                memcpy(&step, x + r * 4, 4);
-                UNROLL for (int v = 0; v < nv; v++)
-                    sum[r][v] = FMA(__builtin_convertvector(dot[r][v], V),
-                                    step * v_load(&s->scale[parts * b + part][v * VW]), sum[r][v]);
-            }
-        }
-        if (kind == QUANT_MIN)
-            UNROLL for (int r = 0; r < mr; r++) {
-                float total;
-                memcpy(&total, x + (mr + r) * 4, 4);
-                UNROLL for (int v = 0; v < nv; v++)
-                    sum[r][v] = FMA(v_all(-total), v_load(&s->min[b][v * VW]), sum[r][v]);
-            }
-    }
+    if (mr == 1 && rows_directly(f))
+        quant_row(t, sum[0], nv, f);
+    else
+        quant_tile(t, sum, s, mr, nv, f);
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) {
             float *y = t->out + r * (NV * VW) + v * VW;
@@ -183,10 +224,10 @@ INLINE void quant_tile(tile *t, const spread *s, int mr, int nv, quant_kind kind
 
 #define QUANT_CASE(n) \
     case n: \
-        if (n <= QR && b->wide) quant_tile(b, s, n <= QR ? n : QR, NV, kind); \
-        if (n <= QR && !b->wide) quant_tile(b, s, n <= QR ? n : QR, 1, kind); \
+        if (n <= QR && b->wide) quant_sums(b, s, n <= QR ? n : QR, NV, f); \
+        if (n <= QR && !b->wide) quant_sums(b, s, n <= QR ? n : QR, 1, f); \
         break;
-INLINE void quant_multiply(tile *b, const spread *s, quant_kind kind)
+INLINE void quant_multiply(tile *b, const spread *s, quant_format f)
 {
     switch (b->rows) {
         QUANT_CASE(1) QUANT_CASE(2) QUANT_CASE(3) QUANT_CASE(4) QUANT_CASE(5) QUANT_CASE(6)
@@ -194,27 +235,26 @@ INLINE void quant_multiply(tile *b, const spread *s, quant_kind kind)
     }
 }
 
-#define QUANT_FUNCTION(name, kind, bytes_256, SPREAD) \
+#define QUANT_FUNCTION(name, f) \
     INLINE void spread_for_##name(tile *b, void *context) \
     { \
-        spread *s = context; \
-        const int blocks = (int)(b->span / 32), nv = b->wide ? NV : 1; \
-        const size_t width = (size_t)nv * VW; \
-        (void)blocks; \
-        SPREAD; \
+        if (b->wide) \
+            spread_panel(context, b, NV, f); \
+        else \
+            spread_panel(context, b, 1, f); \
     } \
-    INLINE void multiply_for_##name(tile *b, void *context) { quant_multiply(b, context, kind); } \
+    INLINE void multiply_for_##name(tile *b, void *context) { quant_multiply(b, context, f); } \
     static void name(float *out, const xl_cpu_panels *w, const void *x, uint32_t rows, size_t K) \
     { \
         spread s; \
-        walk_sizes sizes = {.w_256 = bytes_256, .x_32 = 48, .x_row = K / 32 * 48, .most_rows = QR, .steps_32 = 1}; \
+        walk_sizes sizes = {.w_256 = bytes_256(f), .x_32 = 48, .x_row = K / 32 * 48, .most_rows = QR, .steps_32 = 1}; \
         walk(out, w, x, rows, K, NV * VW, sizes, spread_for_##name, multiply_for_##name, &s); \
     }
-QUANT_FUNCTION(product_q8_0, QUANT_Q8, 8 * 34, spread_q8_0(s, b->w, blocks, width, nv))
-QUANT_FUNCTION(product_q4_0, QUANT_Q4, 8 * 18, spread_q4_0(s, b->w, blocks, width, nv))
-QUANT_FUNCTION(product_q4_k, QUANT_MIN, 148, spread_q45_k(s, b->w, width, nv, false))
-QUANT_FUNCTION(product_q5_k, QUANT_MIN, 180, spread_q45_k(s, b->w, width, nv, true))
-QUANT_FUNCTION(product_q6_k, QUANT_HALF, 210, spread_q6_k(s, b->w, width, nv))
+QUANT_FUNCTION(product_q8_0, Q8_0)
+QUANT_FUNCTION(product_q4_0, Q4_0)
+QUANT_FUNCTION(product_q4_k, Q4_K)
+QUANT_FUNCTION(product_q5_k, Q5_K)
+QUANT_FUNCTION(product_q6_k, Q6_K)
 
 #define QUANT_PRODUCTS \
     [XLSTM_Q8_0] = {product_q8_0, XL_CPU_PACK_Q8}, [XLSTM_Q6_K] = {product_q6_k, XL_CPU_PACK_Q8}, \

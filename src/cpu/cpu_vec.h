@@ -4,6 +4,7 @@
  *   VW                     floats in a vector
  *   FMA(a, b, c)           a * b + c, fused where the machine can
  *   FROM_F16(h), TO_F16(v) conversion between H and V; may be left out
+ *   FROM_I8(p), FROM_U8(p) VW bytes as floats; may be left out
  * Lanes never mix except in v_sum, whose order is fixed: a value's result is the same in whichever lane it sits, and
  * the end of an array goes through the same operations as its middle.
  */
@@ -165,6 +166,9 @@ INLINE float round_to(float x, xlstm_dtype dtype)
 /* Widened and narrowed by steps of two: compilers turn longer steps into scalar code. */
 INLINE V v_load_i8(const void *p)
 {
+#ifdef FROM_I8
+    return FROM_I8(p);
+#endif
     B b;
     memcpy(&b, p, sizeof b);
     return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(b, S), VI), V);
@@ -172,6 +176,9 @@ INLINE V v_load_i8(const void *p)
 
 INLINE V v_load_u8(const void *p)
 {
+#ifdef FROM_U8
+    return FROM_U8(p);
+#endif
     U u;
     memcpy(&u, p, sizeof u);
     return __builtin_convertvector((VI)__builtin_convertvector(__builtin_convertvector(u, H), VU), V);
@@ -235,6 +242,15 @@ INLINE void fetch_some(fetch *f)
     for (uint32_t i = 0; i < f->lines && f->at < f->end; i++, f->at += 64) __builtin_prefetch((const void *)f->at);
 }
 
+/* For a single row, where every instruction counts: step i of n that cover `bytes`, all constants. */
+INLINE void fetch_step(const fetch *f, size_t at, size_t bytes, size_t i, size_t n)
+{
+    const size_t lines = (bytes + 63) / 64;
+    UNROLL for (size_t line = i * lines / n; line < (i + 1) * lines / n; line++)
+        __builtin_prefetch((const void *)(f->at + at + line * 64));
+    __asm__ volatile("" : : : "memory"); /* or compilers gather the fetches of many steps in one place */
+}
+
 /* One block of K of one panel, and one tile of activation rows to multiply it with. */
 typedef struct tile {
     const uint8_t *w;
@@ -242,7 +258,7 @@ typedef struct tile {
     bool wide;      /* a full panel, not the narrow last one */
     float *out;     /* [rows][PANEL]: sums, added to unless k is 0 */
     const void *x;
-    uint32_t rows;
+    uint32_t rows; /* while preparing: of all tiles */
     fetch ahead;
 } tile;
 
@@ -264,7 +280,7 @@ INLINE void walk(float *out, const xl_cpu_panels *panels, const uint8_t *x, uint
     for (size_t k = 0; k < K; k += XL_CPU_K_BLOCK)
         for (uint32_t p = 0; p < panels->count; p++) {
             size_t width = p + 1 < panels->count ? panel : panels->last_width, row = 0;
-            tile b = {.k = k, .span = XL_MIN(K - k, (size_t)XL_CPU_K_BLOCK), .wide = width == panel};
+            tile b = {.k = k, .span = XL_MIN(K - k, (size_t)XL_CPU_K_BLOCK), .wide = width == panel, .rows = rows};
             b.w = panels->first + p * panels->bytes + k / XL_CPU_K_BLOCK * width * s.w_256;
             size_t next = p + (AHEAD + bytes - 1) / bytes; /* counted in blocks, panels first */
             b.ahead.at = (uintptr_t)panels->first + next % panels->count * panels->bytes +
