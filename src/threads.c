@@ -23,10 +23,6 @@ typedef struct worker {
     uint32_t index; /* 1 .. threads - 1; the caller is 0 */
 } worker;
 
-typedef struct ticket {
-    _Alignas(XL_ALIGN) atomic_uint_least64_t word; /* region << 32 | pieces left */
-} ticket;
-
 struct xl_pool {
     _Alignas(XL_ALIGN) atomic_uint region;   /* the one whose tickets are out */
     _Alignas(XL_ALIGN) atomic_uint done;     /* pieces finished in this region */
@@ -41,7 +37,7 @@ struct xl_pool {
     pthread_cond_t work, finished;
     uint32_t threads, started; /* threads: caller included; started: workers that run */
     worker *workers;
-    ticket *tickets; /* [threads] */
+    atomic_uint_least64_t *tickets; /* [threads]: region << 32 | pieces left */
 };
 
 static void relax(void)
@@ -65,7 +61,7 @@ static void drain(xl_pool *pool, uint32_t index)
     uint32_t done = 0, pieces = 0;
     for (uint32_t i = 0; i < pool->threads; i++) {
         uint32_t owner = index + i < pool->threads ? index + i : index + i - pool->threads;
-        atomic_uint_least64_t *word = &pool->tickets[owner].word;
+        atomic_uint_least64_t *word = &pool->tickets[owner];
         uint64_t left = atomic_load_explicit(word, memory_order_acquire);
         while ((uint32_t)left != 0) {
             if (!atomic_compare_exchange_weak_explicit(word, &left, left - 1, memory_order_acq_rel, memory_order_acquire))
@@ -201,7 +197,7 @@ void xl_pool_run(xl_pool *pool, uint32_t n, xl_task_fn fn, void *arg)
     atomic_store(&pool->done, 0);
     uint32_t region = atomic_load(&pool->region) + 1;
     for (uint32_t i = 0; i < pool->threads; i++)
-        atomic_store_explicit(&pool->tickets[i].word,
+        atomic_store_explicit(&pool->tickets[i],
                               (uint64_t)region << 32 | (first_piece(pool, n, i + 1) - first_piece(pool, n, i)),
                               memory_order_release);
     atomic_store(&pool->region, region);

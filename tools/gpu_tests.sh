@@ -31,8 +31,15 @@ done
 rm -f "$state"
 if command -v compute-sanitizer > /dev/null; then
     compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 1 "$build/test_cuda" quick
-    # cublasLt's kernels (nvjet) copy in ways that confuse racecheck
-    compute-sanitizer --tool racecheck --kernel-regex-exclude kns=nvjet --error-exitcode 1 "$build/test_cuda" race
+    # cublasLt's own kernels (nvjet) synchronise in ways that racecheck does not know
+    races=$(mktemp)
+    compute-sanitizer --tool racecheck --print-limit 100000 "$build/test_cuda" race | tee "$races" | grep -v "^===" || true
+    grep -q "^PASSED" "$races"
+    if grep "Race reported" "$races" | grep -v nvjet; then
+        echo "FAILED: races in kernels of this project"
+        exit 1
+    fi
+    rm -f "$races"
 else
     echo "skip: compute-sanitizer is not on the path"
 fi

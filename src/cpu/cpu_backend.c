@@ -527,38 +527,42 @@ static void cpu_rmsnorm(xl_backend *be, xl_buffer *y, const xl_buffer *x, const 
                         .rows = out_rows ? c->batch->n_out : c->batch->rows, .fn = rmsnorm_row});
 }
 
-static void mhnorm_row(const row_job *job, size_t row)
+/* `row` counts heads of rows, so that a single row is work for several threads. */
+static void mhnorm_head(const row_job *job, size_t row)
 {
     xl_cpu *c = job->c;
     const xl_norm *n = job->norm;
     uint32_t dv = c->o.head_v;
-    for (uint32_t head = 0; head < c->o.num_heads; head++) {
-        size_t channel = (size_t)head * dv, at = row * c->o.num_heads * dv + channel;
-        if (!c->kernels.mhnorm_gate(job->y + at, job->x + at, job->z + at, n->weight->vector + channel,
-                                    n->bias ? n->bias->vector + channel : NULL, dv, n->eps, stats_dtype(c),
-                                    c->o.activations))
-            xl_cpu_fault(c, row, n->fault);
-    }
+    size_t channel = row % c->o.num_heads * dv, at = row * dv;
+    if (!c->kernels.mhnorm_gate(job->y + at, job->x + at, job->z + at, n->weight->vector + channel,
+                                n->bias ? n->bias->vector + channel : NULL, dv, n->eps, stats_dtype(c),
+                                c->o.activations))
+        xl_cpu_fault(c, row / c->o.num_heads, n->fault);
 }
 
 static void cpu_mhnorm_gate(xl_backend *be, xl_buffer *g, const xl_buffer *h, const xl_buffer *o, const xl_norm *norm)
 {
     xl_cpu *c = xl_cpu_of(be);
-    each_row(&(row_job){.c = c, .y = g->data, .x = h->data, .z = o->data, .norm = norm, .rows = c->batch->rows,
-                        .fn = mhnorm_row});
+    each_row(&(row_job){.c = c, .y = g->data, .x = h->data, .z = o->data, .norm = norm,
+                        .rows = c->batch->rows * c->o.num_heads, .fn = mhnorm_head});
 }
 
-static void swiglu_row(const row_job *job, size_t row)
+enum { SWIGLU_PART = 1024 };
+
+/* `row` counts parts of all values, for the same reason. */
+static void swiglu_part(const row_job *job, size_t row)
 {
-    size_t at = row * job->width;
-    job->c->kernels.swiglu(job->y + at, job->x + at, job->z + at, job->width, job->c->o.activations);
+    size_t at = row * SWIGLU_PART, n = (size_t)job->c->batch->rows * job->width;
+    job->c->kernels.swiglu(job->y + at, job->x + at, job->z + at, XL_MIN(n - at, (size_t)SWIGLU_PART),
+                           job->c->o.activations);
 }
 
 static void cpu_swiglu(xl_backend *be, xl_buffer *a, const xl_buffer *gate, const xl_buffer *up)
 {
     xl_cpu *c = xl_cpu_of(be);
-    each_row(&(row_job){.c = c, .y = a->data, .x = gate->data, .z = up->data, .rows = c->batch->rows,
-                        .width = c->o.ffn_dim, .fn = swiglu_row});
+    size_t n = (size_t)c->batch->rows * c->o.ffn_dim;
+    each_row(&(row_job){.c = c, .y = a->data, .x = gate->data, .z = up->data, .width = c->o.ffn_dim,
+                        .rows = (uint32_t)((n + SWIGLU_PART - 1) / SWIGLU_PART), .fn = swiglu_part});
 }
 
 static void add_row(const row_job *job, size_t row)

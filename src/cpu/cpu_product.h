@@ -106,23 +106,28 @@ static void product_bf16(float *out, const xl_cpu_panels *w, const void *x, uint
 static void pack_f32(void *out, const float *x, size_t x_row, uint32_t rows, size_t K)
 {
     float *o = out;
+    if (rows == 1) memcpy(o, x, K * sizeof *o);
     for (uint32_t r = 0; r < rows; r++) {
         const float *in = x + r * x_row;
-        for (size_t k = 0; k < K; k++) o[k * rows + r] = in[k];
+        for (size_t k = 0; rows > 1 && k < K; k++) o[k * rows + r] = in[k];
         if (K & 1) o[K * rows + r] = 0;
     }
 }
 
+/* [K rounded up to 2 / 2][rows][2] */
 static void pack_bf16(void *out, const float *x, size_t x_row, uint32_t rows, size_t K)
 {
     uint32_t *o = out;
-    for (uint32_t r = 0; r < rows; r++) {
-        const float *in = x + r * x_row;
-        for (size_t k = 0; k < K; k += 2) {
-            uint32_t low = xl_f32_to_bf16(in[k]), high = k + 1 < K ? xl_f32_to_bf16(in[k + 1]) : 0;
-            o[k / 2 * rows + r] = low | high << 16;
+    for (uint32_t r = 0; r < rows; r++)
+        for (size_t k = 0; k < K; k += 2 * VW) {
+            uint32_t pair[VW];
+            for (size_t i = 0; i < 2; i++) {
+                V v = k + i * VW < K ? v_get(x + r * x_row, k + i * VW, K) : (V){0};
+                u_store16((uint16_t *)(void *)pair + i * VW, v_to_bf16(v));
+            }
+            size_t n = XL_MIN((K - k + 1) / 2, (size_t)VW);
+            for (size_t i = 0; i < n; i++) o[(k / 2 + i) * rows + r] = pair[i];
         }
-    }
 }
 
 /* ---- rows in place ---------------------------------------------------------------------------------------------- */
