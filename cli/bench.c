@@ -265,7 +265,7 @@ static int measure_decode(bench *b, uint32_t batch, outcome *r)
 
 static int measure_prefill(bench *b, uint32_t length, outcome *r)
 {
-    enum { PASS = 512 }; /* rows that go through the blocks together: xlstm_model_options.max_rows */
+    const uint32_t pass = xlstm_model_get_info(b->model)->max_rows;
     const size_t n = b->o->repetitions;
     int32_t *ids = must(calloc(length, sizeof *ids));
     double *seconds = must(calloc(n, sizeof *seconds));
@@ -286,7 +286,7 @@ static int measure_prefill(bench *b, uint32_t length, outcome *r)
     }
     if (!code) {
         *r = (outcome){.test = "prefill", .batch = 1, .length = length};
-        r->bytes = ((length + PASS - 1) / PASS) * b->step_bytes + b->state_bytes;
+        r->bytes = ((length + pass - 1) / pass) * b->step_bytes + b->state_bytes;
         r->operations = b->token_operations * length + b->head_operations;
         r->hash = XXH3_64bits(xlstm_session_logits(session), b->info->vocab_size * sizeof(float));
         finish(r, seconds, l, n, length);

@@ -114,7 +114,7 @@ typedef struct xlstm_model_options {
     uint32_t offload_blocks;  /* only the first so many blocks run on `backend`, the rest on cpu; 0: all of them */
     uint32_t threads;         /* 0: all online CPUs */
     uint32_t chunk_size;      /* tokens a chunk in prefill; 0: the checkpoint's (64). 1 .. 4096 */
-    uint32_t max_rows;        /* most token rows in one pass through the blocks; 0: 512. Bounds scratch memory */
+    uint32_t max_rows;        /* most token rows in one pass through the blocks; 0: 512, on a GPU 2048. Bounds scratch memory */
     uint32_t device_states;   /* most states in a GPU's memory at once, the others wait in the host's; 0: what fits */
     uint32_t cpu_mask;        /* instruction sets the cpu backend may use, XLSTM_CPU_* bits; 0: all it finds */
     bool no_repack;           /* use weights where they are mapped; no second layout */
@@ -170,6 +170,8 @@ typedef struct xlstm_model_info {
     char bos_source[60];
     int32_t stop_ids[16]; /* ids that end a text */
     uint32_t n_stop_ids;
+
+    uint32_t max_rows; /* token rows that go through the blocks together; 0 after headers_only */
 
     uint64_t parameters;   /* elements of all tensors used */
     uint64_t weight_bytes; /* as held in memory */

@@ -36,6 +36,14 @@ static void *open_plugin(const char *file)
     return dlopen(file, RTLD_NOW | RTLD_LOCAL);
 }
 
+bool xl_backend_is_device(const char *name)
+{
+    for (size_t i = 0; name != NULL && i < XL_COUNT(plugins); i++) {
+        if (strcmp(plugins[i].name, name) == 0) return true;
+    }
+    return false;
+}
+
 int xl_backend_open(xl_backend **out, const char *name, const xl_backend_options *options, xlstm_error *err)
 {
     *out = NULL;

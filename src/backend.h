@@ -217,6 +217,8 @@ struct xl_backend {
     const xl_backend_ops *ops;
 };
 
+/* Whether a backend of that name works with a device's memory, not the host's. */
+bool xl_backend_is_device(const char *name);
 /* By name; NULL: the best that opens on this machine. The error lists what was built. */
 int xl_backend_open(xl_backend **out, const char *name, const xl_backend_options *options, xlstm_error *err);
 

@@ -10,7 +10,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { MAX_ROWS_DEFAULT = 512, CONFIG_LIMIT = 4 << 20 };
+enum { MAX_ROWS_HOST = 512, MAX_ROWS_DEVICE = 2048, CONFIG_LIMIT = 4 << 20 };
 
 /* ---- warnings --------------------------------------------------------------------------------------------------- */
 
@@ -409,8 +409,12 @@ static int make_backend(xlstm_model *m, const xlstm_model_options *o, const xl_l
 {
     const xl_config *c = &m->config;
     const xl_dims *d = &c->dims;
-    uint32_t rows = o->max_rows != 0 ? o->max_rows : MAX_ROWS_DEFAULT;
+    if (o->offload_blocks < d->num_blocks) m->offloaded = o->offload_blocks;
+    uint32_t rows = o->max_rows != 0                                           ? o->max_rows
+                    : xl_backend_is_device(o->backend) && m->offloaded == 0 ? MAX_ROWS_DEVICE
+                                                                            : MAX_ROWS_HOST;
     m->max_rows = XL_MAX(rows, c->chunk_size); /* a whole chunk must fit in a pass */
+    m->info.max_rows = m->max_rows;
     xl_backend_options options = {
         .threads = o->threads,
         .cpu_mask = o->cpu_mask,
@@ -438,7 +442,6 @@ static int make_backend(xlstm_model *m, const xlstm_model_options *o, const xl_l
                        "--offload-blocks %u",
                        o->offload_blocks, o->offload_blocks);
     }
-    if (o->offload_blocks < d->num_blocks) m->offloaded = o->offload_blocks;
     int result = m->offloaded != 0 ? xl_split_open(&m->backend, o->backend, "cpu", m->offloaded, &options, err)
                                    : xl_backend_open(&m->backend, o->backend, &options, err);
     if (result != XLSTM_OK) return result;
