@@ -216,7 +216,7 @@ static void finish(outcome *r, double *seconds, const limits *l, size_t n, doubl
 static int measure_decode(bench *b, uint32_t batch, outcome *r)
 {
     const size_t n = b->o->repetitions;
-    xlstm_session **sessions = must(calloc(batch, sizeof *sessions));
+    xlstm_session **sessions = must(calloc(batch, sizeof *sessions)); /* NOLINT(bugprone-sizeof-expression) */
     xlstm_segment *segments = must(calloc(batch, sizeof *segments));
     int32_t *ids = must(calloc(batch, sizeof *ids));
     double *seconds = must(calloc(n, sizeof *seconds));

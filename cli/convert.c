@@ -83,6 +83,7 @@ int convert_model(xlstm_convert_options *wanted, const convert_options *options,
     wanted->log = log_line;
     wanted->log_user = (void *)(uintptr_t)options;
     wanted->progress = show_progress;
+    /* cppcheck-suppress autoVariables; read by xlstm_convert below */
     wanted->progress_user = &bar;
     wanted->stop = stop;
     xlstm_error err = {0};

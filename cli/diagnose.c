@@ -314,7 +314,7 @@ static void check_tokenizer(examination *e)
     if (xlstm_tokenizer_encode(&ids, &n, t, text, sizeof text - 1, 0, &err) ||
         xlstm_tokenizer_decode(&back, &size, t, ids, n, false, &err))
         say(e, BAD, "tokenizer", "%s", err.message);
-    else if (size != sizeof text - 1 || memcmp(back, text, size))
+    else if (size != sizeof text - 1 || memcmp(back, text, size) != 0)
         say(e, DOUBTFUL, "tokenizer", "a text does not survive the round trip: %zu tokens decode to \"%s\"", n, back);
     else
         say(e, GOOD, "tokenizer", "%u ids for a vocabulary of %u; a text of %zu tokens survives the round trip",

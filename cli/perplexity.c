@@ -87,7 +87,7 @@ static int base_open(base_file *b, const char *path, uint32_t vocab_size, const 
     base_header h;
     if (!b->file)
         return fail("%s: cannot open: %s", path, strerror(errno));
-    if (fread(&h, sizeof h, 1, b->file) != 1 || memcmp(h.magic, base_magic, sizeof h.magic) || h.version != 1)
+    if (fread(&h, sizeof h, 1, b->file) != 1 || memcmp(h.magic, base_magic, sizeof h.magic) != 0 || h.version != 1)
         return fail("%s: not a file that perplexity --kl-base wrote", path);
     if (h.vocab_size != vocab_size)
         return fail("%s: logits over %u tokens, this model has %u; compare models with one tokenizer", path, h.vocab_size,
@@ -124,7 +124,7 @@ static double log_sum_exp(const float *x, uint32_t n)
         most = x[i] > most ? x[i] : most;
     for (uint32_t i = 0; i < n; i++)
         sum += exp((double)x[i] - most);
-    return most + log(sum);
+    return most + log(sum); /* cppcheck-suppress invalidFunctionArg; at least e^0 */
 }
 
 static uint32_t best_of(const float *x, uint32_t n)

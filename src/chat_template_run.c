@@ -791,6 +791,7 @@ static void run_for(xl_render *r, const xl_node *n)
 {
     json_t *items = xl_chat_items(r, n->line, evaluate(r, n->a));
     xl_frame frame = {.outer = r->frame};
+    /* cppcheck-suppress autoVariables; taken off again below */
     r->frame = &frame;
     if (n->b) { /* the condition chooses before the loop counts */
         json_t *chosen = xl_chat_keep(r, json_array());

@@ -390,7 +390,7 @@ static void weigh(float *w, const float *importance, int n)
 {
     float sum = 0;
     for (int i = 0; importance != NULL && i < n; i++) sum += importance[i];
-    for (int i = 0; i < n; i++) w[i] = sum > 0 ? importance[i] / sum * (float)n + 1e-3f : 1;
+    for (int i = 0; i < n; i++) w[i] = importance != NULL && sum > 0 ? importance[i] / sum * (float)n + 1e-3f : 1;
 }
 
 void xl_quantize_row(void *out, const float *in, xlstm_dtype dtype, size_t n, const float *importance)

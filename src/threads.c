@@ -139,7 +139,7 @@ int xl_pool_new(xl_pool **out, uint32_t threads, xlstm_error *err)
     pool->threads = threads;
     pool->workers = xl_calloc(threads, sizeof *pool->workers, err);
     if (pool->workers) pool->tickets = xl_calloc(threads, sizeof *pool->tickets, err);
-    if (!pool->tickets) {
+    if (!pool->workers || !pool->tickets) {
         xl_pool_free(pool);
         return XLSTM_E_MEMORY;
     }

@@ -269,7 +269,7 @@ int xl_weights_data(const void **out, xl_weights *w, const xl_tensor *t, xlstm_e
         if (cell->made == NULL) return XLSTM_E_MEMORY;
         if (mapped != NULL) {
             memcpy(cell->made, mapped, own->bytes);
-        } else {
+        } else if (w->make != NULL) {
             w->make(w->make_state, own, cell->made);
         }
     }

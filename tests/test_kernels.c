@@ -489,6 +489,7 @@ static void test_row_operations(void **state)
                 for (int op = 0; op < ROW_OPS; op++) {
                     /* with statistics rounded at every step one rounding may fall the other way */
                     double loose = op < 3 && !o.norm_float32 ? 4 : 1;
+                    assert_true(width > 0);
                     for (uint32_t r = 0; r < rows; r++)
                         assert_int_equal(faults[0][op * 80 + r], faults[1][op * 80 + r]);
                     for (uint32_t i = 0; i < rows * width; i++) {

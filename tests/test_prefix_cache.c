@@ -153,8 +153,9 @@ static void test_scheduler_steps(void **unused)
                 size_t piece = xlstm_prefix_cache_piece(c, text[i], n[i], done[i]);
                 if (piece == 0) continue;
                 who[count] = i;
-                batch[count++] = (xlstm_segment){.session = s[i], .tokens = text[i] + done[i], .count = piece,
-                                                 .want = done[i] + piece == n[i] ? XLSTM_WANT_LAST : XLSTM_WANT_NONE};
+                batch[count] = (xlstm_segment){.session = s[i], .tokens = text[i] + done[i], .count = piece,
+                                               .want = done[i] + piece == n[i] ? XLSTM_WANT_LAST : XLSTM_WANT_NONE};
+                count++;
                 done[i] += piece;
                 assert_true(done[i] <= n[i]);
             }
@@ -249,7 +250,9 @@ static char **files_below(const char *folder, size_t *n)
     dir = opendir(inner);
     for (struct dirent *d; (d = readdir(dir)) != NULL;) {
         if (d->d_name[0] == '.') continue;
-        list = realloc(list, (*n + 1) * sizeof(*list));
+        char **longer = realloc(list, (*n + 1) * sizeof(*list));
+        assert_non_null(longer);
+        list = longer;
         list[(*n)++] = xl_join(inner, d->d_name, NULL);
     }
     closedir(dir);

@@ -234,7 +234,7 @@ static void test_readers_beside_a_writer(void **unused)
     (void)unused;
     enum { VISITORS = 6 };
     char *folder = mk_folder();
-    xlstm_store *stores[VISITORS];
+    xlstm_store *stores[VISITORS] = {NULL};
     for (int i = 0; i < VISITORS; i++) stores[i] = i % 2 == 0 ? open_store(folder) : stores[i - 1];
     uint64_t id = create(stores[0], 0, "busy");
     visitor visitors[VISITORS];

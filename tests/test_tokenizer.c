@@ -735,8 +735,8 @@ static void test_shared_by_threads(void **state)
 static void test_speed(void **state)
 {
     (void)state;
-    char *text;
-    size_t size;
+    char *text = NULL;
+    size_t size = 0;
     if (!xl_is_folder(REAL) || xl_read_file(&text, &size, "../shared/data/corpus/valid.txt", 1 << 24, &err)) {
         print_message("skip: speed: no large English text\n");
         skip();
@@ -748,8 +748,8 @@ static void test_speed(void **state)
         xlstm_tokenizer *t = open_good(path);
         double encode = 1e9, decode = 1e9;
         for (int k = 0; k < 3; k++) {
-            int32_t *ids;
-            size_t n, back;
+            int32_t *ids = NULL;
+            size_t n = 0, back;
             char *out;
             clock_t t0 = clock();
             assert_int_equal(xlstm_tokenizer_encode(&ids, &n, t, text, size, 0, &err), XLSTM_OK);

@@ -643,6 +643,7 @@ static void damage(const char *name, const char *scheme)
         assert_refused(path, "", "");
     }
     uint64_t random = 5;
+    MK_CHECK(header > 0);
     for (int i = 0; i < 3000; i++) { /* bits flipped: anything but a crash */
         uint64_t r = mk_next(&random);
         size_t at = (size_t)(r >> 8) % header;

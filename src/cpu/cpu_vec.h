@@ -198,7 +198,7 @@ INLINE V v_exp(V x)
     x = v_select(x < -104.0f, v_all(-104.0f), x);
     x = v_select(x > 89.0f, v_all(89.0f), x);
     V n = v_nearest(x * 1.44269504f);
-    n = v_select(n == n, n, v_all(0));
+    n = v_select(n == n, n, v_all(0)); /* NOLINT(misc-redundant-expression): not for NaN */
     V r = FMA(n, v_all(-0.693359375f), x);
     r = FMA(n, v_all(2.12194440e-4f), r);
     V p = FMA(r, v_all(1.0f / 5040), v_all(1.0f / 720));
