@@ -7,6 +7,8 @@
  */
 #include "cuda_linear.cuh"
 
+#include <utility>
+
 namespace
 {
 
@@ -514,11 +516,12 @@ uint32_t planned_rows(uint32_t rows, const xl_buffer *x, const xl_buffer *y)
 /* Two products of one shape (q and k, v and o, gate and up) as one batched call, which fills the chip better. */
 bool run_pair(cuda_backend *be, const xl_linear *l, const xl_linear *r, const xl_buffer *x, uint32_t real_rows)
 {
+    if (r->weight->data < l->weight->data) std::swap(l, r); /* memory is often given out downwards */
     const xl_matrix *w = l->weight, *v = r->weight;
     xlstm_dtype act = be->opt.activations, type = l->out->dtype;
     if (be->gemm == nullptr || w->dtype != act || v->dtype != act || w->out != v->out || l->stride != r->stride ||
         l->add || r->add || l->bias != nullptr || r->bias != nullptr || type != r->out->dtype || l->column != 0 ||
-        r->column != 0 || w->in % 8 != 0 || l->stride % 8 != 0 || l->out->rows != r->out->rows || v->data < w->data ||
+        r->column != 0 || w->in % 8 != 0 || l->stride % 8 != 0 || l->out->rows != r->out->rows ||
         r->out->data < l->out->data) {
         return false;
     }
