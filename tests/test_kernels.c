@@ -516,6 +516,38 @@ static void test_row_operations(void **state)
 }
 
 /* A NaN or Inf is reported by its own row, and by no other. */
+/* Numbers below the normal range count as zero inside operations, and only there: the caller's arithmetic keeps them. */
+static void test_subnormals(void **state)
+{
+    (void)state;
+    enum { ROWS = 3, WIDTH = 48 };
+    float small[ROWS * WIDTH], large[ROWS * WIDTH];
+    for (int i = 0; i < ROWS * WIDTH; i++) small[i] = 1e-39f, large[i] = 1e30f;
+    for (size_t v = 0; v < XL_COUNT(variants); v++) {
+        xl_backend *be = open_cpu(plain, variants[v].mask);
+        if (!be) continue;
+        bool replay;
+        uint32_t faults[ROWS];
+        xl_buffer *a = buffer(be, 80, WIDTH), *b = buffer(be, 80, WIDTH);
+        put(be, a, small, ROWS, WIDTH);
+        put(be, b, large, ROWS, WIDTH);
+        xl_batch batch = batch_of(ROWS);
+        assert_int_equal(be->ops->begin(be, &batch, &replay, NULL), 0);
+        be->ops->swiglu(be, a, a, b);
+        assert_int_equal(be->ops->submit(be, faults, NULL), 0);
+        float *y = get(be, a, ROWS * WIDTH);
+#if defined(__x86_64__) || defined(__aarch64__)
+        for (int i = 0; i < ROWS * WIDTH; i++) assert_true(y[i] == 0);
+#endif
+        volatile float tiny = 1e-39f;
+        assert_true(tiny * 0.5f > 0);
+        free(y);
+        be->ops->buffer_free(be, a);
+        be->ops->buffer_free(be, b);
+        be->ops->close(be);
+    }
+}
+
 static void test_faults(void **state)
 {
     (void)state;
@@ -943,6 +975,7 @@ int main(void)
         TEST(test_quantised_products),
         TEST(test_group_and_tied),
         TEST(test_row_operations),
+        TEST(test_subnormals),
         TEST(test_faults),
         TEST(test_cell_against_reference),
         TEST(test_cell_cuts_and_company),
