@@ -466,7 +466,7 @@ typedef struct row_job {
     float cap;
     bool out_rows;
     void (*fn)(const struct row_job *job, size_t row);
-    uint32_t pieces;
+    uint32_t pieces, least; /* least: fewest rows worth a piece; 0: one */
 } row_job;
 
 static void row_piece(void *arg, uint32_t piece, uint32_t worker)
@@ -479,7 +479,8 @@ static void row_piece(void *arg, uint32_t piece, uint32_t worker)
 
 static void each_row(row_job *job)
 {
-    job->pieces = XL_MIN(job->rows, 4 * job->c->threads);
+    uint32_t least = XL_MAX(job->least, 1u);
+    job->pieces = XL_MIN((job->rows + least - 1) / least, 4 * job->c->threads);
     xl_cpu_run(job->c, job->pieces, row_piece, job);
 }
 
@@ -544,7 +545,7 @@ static void cpu_mhnorm_gate(xl_backend *be, xl_buffer *g, const xl_buffer *h, co
 {
     xl_cpu *c = xl_cpu_of(be);
     each_row(&(row_job){.c = c, .y = g->data, .x = h->data, .z = o->data, .norm = norm,
-                        .rows = c->batch->rows * c->o.num_heads, .fn = mhnorm_head});
+                        .rows = c->batch->rows * c->o.num_heads, .least = 1024 / c->o.head_v, .fn = mhnorm_head});
 }
 
 enum { SWIGLU_PART = 1024 };
