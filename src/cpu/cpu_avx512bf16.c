@@ -18,7 +18,7 @@
 enum { PANEL = NV * VW };
 
 /* Adds the products of two values of K. */
-INLINE void tile_step(__m512 sum[MR][NV], const uint8_t *w, const uint32_t *x, int mr, int nv)
+ALWAYS_INLINE void tile_step(__m512 sum[MR][NV], const uint8_t *w, const uint32_t *x, int mr, int nv)
 {
     __m512bh pair[NV];
     UNROLL for (int v = 0; v < nv; v++) pair[v] = (__m512bh)_mm512_loadu_si512(w + (size_t)v * VW * 4);

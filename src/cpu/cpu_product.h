@@ -13,7 +13,7 @@ enum { PANEL = NV * VW };
 typedef enum weight_kind { WEIGHT_F32, WEIGHT_F16, WEIGHT_BF16 } weight_kind;
 
 /* Adds the products of k and k + 1 (bfloat16) or of k alone. */
-INLINE void tile_step(V sum[MR][NV], const uint8_t *w, const float *x, int mr, int nv, weight_kind kind)
+ALWAYS_INLINE void tile_step(V sum[MR][NV], const uint8_t *w, const float *x, int mr, int nv, weight_kind kind)
 {
     VU pair[NV];
     V row[NV];

@@ -25,6 +25,7 @@
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED
 #endif
+#define ALWAYS_INLINE static inline __attribute__((always_inline, unused)) /* what runs millions of times there too */
 #if defined(SANITIZED)
 #define UNROLL
 #define INLINE static inline __attribute__((unused))
