@@ -17,34 +17,28 @@
 
 enum { PANEL = NV * VW };
 
-/* Adds the products of two values of K. */
-ALWAYS_INLINE void tile_step(__m512 sum[MR][NV], const uint8_t *w, const uint32_t *x, int mr, int nv)
-{
-    __m512bh pair[NV];
-    UNROLL for (int v = 0; v < nv; v++) pair[v] = (__m512bh)_mm512_loadu_si512(w + (size_t)v * VW * 4);
-    UNROLL for (int r = 0; r < mr; r++) {
-        __m512bh a = (__m512bh)_mm512_set1_epi32((int)x[r]);
-        UNROLL for (int v = 0; v < nv; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], a, pair[v]);
-    }
-}
-
 INLINE void tile_block(tile *b, int mr, int nv)
 {
-    enum { STEPS = 4 };
+    const size_t step = (size_t)nv * VW * 4, steps = mr == 1 ? 4 : 1; /* taken at once, two values of K each */
     const uint8_t *w = b->w;
     const uint32_t *x = b->x;
-    const size_t step = (size_t)nv * VW * 4;
     __m512 sum[MR][NV];
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = _mm512_setzero_ps();
-    size_t k = 0;
-    for (; mr == 1 && k + 2 * STEPS <= b->span; k += 2 * STEPS, w += STEPS * step, x += STEPS) {
-        fetch_step(&b->ahead, k / 2 * step, STEPS * step, 0, 1);
-        UNROLL for (size_t i = 0; i < STEPS; i++) tile_step(sum, w + i * step, x + i, 1, nv);
-    }
-    for (; k < b->span; k += 2, w += step, x += mr) {
-        fetch_some(&b->ahead);
-        tile_step(sum, w, x, mr, nv);
+    for (size_t k = 0; k < b->span; k += 2 * steps) {
+        if (mr == 1)
+            fetch_step(&b->ahead, k / 2 * step, steps * step, 0, 1);
+        else
+            fetch_some(&b->ahead);
+        UNROLL for (size_t i = 0; i < steps; i++, w += step, x += mr) {
+            if (i > 0 && k + 2 * i >= b->span) break;
+            __m512bh pair[NV];
+            UNROLL for (int v = 0; v < nv; v++) pair[v] = (__m512bh)_mm512_loadu_si512(w + (size_t)v * VW * 4);
+            UNROLL for (int r = 0; r < mr; r++) {
+                __m512bh a = (__m512bh)_mm512_set1_epi32((int)x[r]);
+                UNROLL for (int v = 0; v < nv; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], a, pair[v]);
+            }
+        }
     }
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) {

@@ -12,46 +12,38 @@ enum { PANEL = NV * VW };
 
 typedef enum weight_kind { WEIGHT_F32, WEIGHT_F16, WEIGHT_BF16 } weight_kind;
 
-/* Adds the products of k and k + 1 (bfloat16) or of k alone. */
-ALWAYS_INLINE void tile_step(V sum[MR][NV], const uint8_t *w, const float *x, int mr, int nv, weight_kind kind)
-{
-    VU pair[NV];
-    V row[NV];
-    UNROLL for (int v = 0; v < nv; v++) {
-        const uint8_t *at = w + (size_t)v * VW * (kind == WEIGHT_F16 ? 2 : 4);
-        if (kind != WEIGHT_F16) pair[v] = u_load(at);
-        row[v] = kind == WEIGHT_F16 ? v_load_f16(at) : (V)(kind == WEIGHT_BF16 ? pair[v] << 16 : pair[v]);
-    }
-    UNROLL for (int r = 0; r < mr; r++) {
-        V a = v_all(x[r]);
-        UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(a, row[v], sum[r][v]);
-    }
-    if (kind != WEIGHT_BF16) return;
-    UNROLL for (int r = 0; r < mr; r++) {
-        V a = v_all(x[mr + r]);
-        UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(a, (V)(pair[v] & 0xffff0000u), sum[r][v]);
-    }
-}
-
 INLINE void tile_block(tile *b, int mr, int nv, weight_kind kind)
 {
-    enum { STEPS = 4 };
+    /* a step has two values of K in bfloat16, else one; a single row takes several steps at once */
+    const size_t values = kind == WEIGHT_BF16 ? 2 : 1, step = (size_t)nv * VW * (kind == WEIGHT_F16 ? 2 : 4);
+    const size_t steps = mr == 1 ? 4 : 1;
     const uint8_t *w = b->w;
     const float *x = b->x;
-    const size_t values = kind == WEIGHT_BF16 ? 2 : 1, step = (size_t)nv * VW * (kind == WEIGHT_F16 ? 2 : 4);
     V sum[MR][NV];
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = (V){0};
-    size_t k = 0;
-    for (; mr == 1 && k + STEPS * values <= b->span; k += STEPS * values, w += STEPS * step, x += STEPS * values) {
-        UNROLL for (size_t i = 0; i < STEPS; i++) {
-            fetch_step(&b->ahead, k / values * step, STEPS * step, i, STEPS);
-            tile_step(sum, w + i * step, x + i * values, 1, nv, kind);
+    for (size_t k = 0; k < b->span; k += values * steps) {
+        if (mr > 1) fetch_some(&b->ahead);
+        UNROLL for (size_t i = 0; i < steps; i++, w += step, x += values * (size_t)mr) {
+            if (i > 0 && k + values * i >= b->span) break;
+            if (mr == 1) fetch_step(&b->ahead, k / values * step, steps * step, i, steps);
+            VU pair[NV];
+            V row[NV];
+            UNROLL for (int v = 0; v < nv; v++) {
+                const uint8_t *at = w + (size_t)v * VW * (kind == WEIGHT_F16 ? 2 : 4);
+                if (kind != WEIGHT_F16) pair[v] = u_load(at);
+                row[v] = kind == WEIGHT_F16 ? v_load_f16(at) : (V)(kind == WEIGHT_BF16 ? pair[v] << 16 : pair[v]);
+            }
+            UNROLL for (int r = 0; r < mr; r++) {
+                V a = v_all(x[r]);
+                UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(a, row[v], sum[r][v]);
+            }
+            if (kind != WEIGHT_BF16) continue;
+            UNROLL for (int r = 0; r < mr; r++) {
+                V a = v_all(x[mr + r]);
+                UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(a, (V)(pair[v] & 0xffff0000u), sum[r][v]);
+            }
         }
-    }
-    for (; k < b->span; k += values, w += step, x += values * (size_t)mr) {
-        fetch_some(&b->ahead);
-        tile_step(sum, w, x, mr, nv, kind);
     }
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) {

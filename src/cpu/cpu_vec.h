@@ -25,7 +25,6 @@
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED
 #endif
-#define ALWAYS_INLINE static inline __attribute__((always_inline, unused)) /* what runs millions of times there too */
 #if defined(SANITIZED)
 #define UNROLL
 #define INLINE static inline __attribute__((unused))
@@ -192,8 +191,8 @@ INLINE V v_nearest(V x) { return (x + 12582912.0f) - 12582912.0f; }
 /* The same as bytes, for |x| < 128: adding that number leaves the integer in the lowest bits. */
 INLINE B v_to_level(V x) { return __builtin_convertvector(__builtin_convertvector((VI)(x + 12582912.0f), S), B); }
 
-/* e^x within 2 ulp: x = n ln 2 + r, Taylor to degree 7 on |r| < 0.35, scaled in two steps so that subnormal results
- * and overflow come out right. NaN goes through. */
+/* e^x within 2 ulp: x = n ln 2 + r, Taylor to degree 7 on |r| < 0.35, scaled in two steps so that the largest and
+ * smallest results come out right. NaN goes through. */
 INLINE V v_exp(V x)
 {
     x = v_select(x < -104.0f, v_all(-104.0f), x);
