@@ -2,6 +2,7 @@
  * test_session.c — sessions, the ragged batch, BOS, forks, states and poisoning through the public API, on the model
  * that ships. Bit-identity is checked with memcmp on logits and on serialised states.
  */
+#include "count_allocations.h"
 #include "make_model.h"
 #include "model.h"
 #include "poison.h"
@@ -17,40 +18,6 @@
 
 #define MODEL "models/xlstm-stories-10m"
 enum { V = 4096 };
-
-/* ---- counting allocations, where no sanitizer owns malloc ------------------------------------------------------------- */
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define COUNTS_ALLOCATIONS 0
-#else
-#define COUNTS_ALLOCATIONS 1
-static _Atomic long allocations;
-void *__libc_malloc(size_t);
-void *__libc_calloc(size_t, size_t);
-void *__libc_realloc(void *, size_t);
-void *__libc_memalign(size_t, size_t);
-void *malloc(size_t n)
-{
-    allocations++;
-    return __libc_malloc(n);
-}
-void *calloc(size_t n, size_t size)
-{
-    allocations++;
-    return __libc_calloc(n, size);
-}
-void *realloc(void *p, size_t n)
-{
-    allocations++;
-    return __libc_realloc(p, n);
-}
-int posix_memalign(void **out, size_t align, size_t n)
-{
-    allocations++;
-    *out = __libc_memalign(align, n);
-    return *out == NULL ? 12 : 0;
-}
-#endif
 
 /* ---- helpers ---------------------------------------------------------------------------------------------------- */
 

@@ -3,6 +3,7 @@
  * cut, in any company; states that move between split and whole; faults, traces and failures of either side; a first
  * side that records and replays its part, as cuda does. Golden numbers: test_golden.c.
  */
+#include "count_allocations.h"
 #include "make_model.h"
 #include "model.h"
 #include "poison.h"
@@ -16,40 +17,6 @@
 
 #define SHIPPED "models/xlstm-stories-10m"
 enum { SHIPPED_BLOCKS = 10, SHIPPED_VOCAB = 4096 };
-
-/* ---- counting allocations, where no sanitizer owns malloc ------------------------------------------------------------- */
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define COUNTS_ALLOCATIONS 0
-#else
-#define COUNTS_ALLOCATIONS 1
-static _Atomic long allocations;
-void *__libc_malloc(size_t);
-void *__libc_calloc(size_t, size_t);
-void *__libc_realloc(void *, size_t);
-void *__libc_memalign(size_t, size_t);
-void *malloc(size_t n)
-{
-    allocations++;
-    return __libc_malloc(n);
-}
-void *calloc(size_t n, size_t size)
-{
-    allocations++;
-    return __libc_calloc(n, size);
-}
-void *realloc(void *p, size_t n)
-{
-    allocations++;
-    return __libc_realloc(p, n);
-}
-int posix_memalign(void **out, size_t align, size_t n)
-{
-    allocations++;
-    *out = __libc_memalign(align, n);
-    return *out == NULL ? 12 : 0;
-}
-#endif
 
 /* ---- helpers ---------------------------------------------------------------------------------------------------- */
 
