@@ -179,32 +179,41 @@ const char *human_count(char out[32], uint64_t count)
 /* ---- results ---------------------------------------------------------------------------------------------------- */
 
 static int output_errno; /* of the first failure */
+static void interrupt_restarts(bool on);
 
+/* Ctrl-C makes reads return, but a write that it cut short would be lost in stdio's buffer. */
 static void output_check(bool ok)
 {
     if (!ok && !output_errno)
         output_errno = errno ? errno : EIO;
+    interrupt_restarts(false);
 }
 
 void output(const char *bytes, size_t n)
 {
-    if (n && !output_errno)
-        output_check(fwrite(bytes, 1, n, stdout) == n);
+    if (!n || output_errno)
+        return;
+    interrupt_restarts(true);
+    output_check(fwrite(bytes, 1, n, stdout) == n);
 }
 
 void outputf(const char *format, ...)
 {
+    if (output_errno)
+        return;
     va_list list;
     va_start(list, format);
-    if (!output_errno)
-        output_check(vprintf(format, list) >= 0);
+    interrupt_restarts(true);
+    output_check(vprintf(format, list) >= 0);
     va_end(list);
 }
 
 void output_flush(void)
 {
-    if (!output_errno)
-        output_check(!fflush(stdout));
+    if (output_errno)
+        return;
+    interrupt_restarts(true);
+    output_check(!fflush(stdout));
 }
 
 bool output_broken(void)
@@ -337,11 +346,25 @@ static void on_interrupt(int number)
     interrupt_flag = 1;
 }
 
-void interrupt_watch(void)
+static bool interrupt_watched;
+
+static void interrupt_handle(int flags)
 {
-    struct sigaction action = {.sa_handler = on_interrupt}; /* no SA_RESTART: reads return */
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = flags};
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
+}
+
+void interrupt_watch(void)
+{
+    interrupt_watched = true;
+    interrupt_handle(0);
+}
+
+static void interrupt_restarts(bool on)
+{
+    if (interrupt_watched)
+        interrupt_handle(on ? SA_RESTART : 0);
 }
 
 bool interrupted(void)
