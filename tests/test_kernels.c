@@ -209,7 +209,7 @@ typedef struct product_case {
     xlstm_dtype stored, hold, activations;
     uint32_t M, N, K;
     bool no_repack, bias, add, wide;
-    bool int8; /* activations are made of what int8 with a scale for 32 can hold, so that products are exact */
+    bool int8; /* activations are made of what int8 can hold (xl_cpu_pack), so that products are exact */
 } product_case;
 
 /* One product of `rows` rows starting at x; out [rows + 1][stride], poisoned, `column` first. */
@@ -236,6 +236,21 @@ static float *run_product(xl_backend *be, const product_case *p, const void *w, 
     return y;
 }
 
+/* Values of a group become such as int8 holds exactly: levels of the largest value / 127 by a power of two for each 32. */
+static void int8_group(float *x, uint32_t n)
+{
+    float top = 0;
+    for (uint32_t i = 0; i < n; i++) top = fmaxf(top, fabsf(x[i]));
+    for (uint32_t b = 0; b < n; b += 32) {
+        float most = 0, step = top / 127;
+        for (uint32_t i = b; i < b + 32; i++) most = fmaxf(most, fabsf(x[i]));
+        while (2 * most <= 127 * step) step /= 2;
+        /* the largest level is left to the group's largest value, so that rounding does not change a block's power */
+        float limit = most == top ? 127 : 126;
+        for (uint32_t i = b; i < b + 32; i++) x[i] = fmaxf(-limit, fminf(limit, rintf(x[i] / step))) * step;
+    }
+}
+
 static void check_product(const char *name, uint32_t mask, product_case p, double tolerance)
 {
     xl_backend_options o = plain;
@@ -254,11 +269,8 @@ static void check_product(const char *name, uint32_t mask, product_case p, doubl
     /* the inputs are what the activation format can hold */
     for (size_t i = 0; i < (size_t)p.M * p.K; i++)
         x[i] = p.activations == XLSTM_BF16 ? xl_round_bf16(x[i]) : p.activations == XLSTM_F16 ? xl_round_f16(x[i]) : x[i];
-    for (size_t i = 0; p.int8 && i < (size_t)p.M * p.K; i += 32) {
-        float top = 0;
-        for (size_t j = i; j < i + 32; j++) top = fmaxf(top, fabsf(x[j]));
-        for (size_t j = i; j < i + 32; j++) x[j] = rintf(x[j] * (127 / top)) * (top / 127);
-    }
+    for (uint32_t r = 0; p.int8 && r < p.M; r++)
+        for (uint32_t k = 0; k < p.K; k += 256) int8_group(x + (size_t)r * p.K + k, XL_MIN(p.K - k, 256u));
     for (size_t i = 0; i < (size_t)(p.M + 1) * stride; i++) old[i] = xl_round_bf16(xl_round_f16(old[i]));
     uint8_t *w = malloc(p.N * row_bytes);
     for (uint32_t n = 0; n < p.N; n++) xl_encode_row(w + n * row_bytes, values + (size_t)n * p.K, p.stored, p.K);
@@ -346,7 +358,7 @@ static void test_quantised_products(void **state)
             if (p.wide) p.add = false;
             if (xl_dtype_get(p.stored)->block == 32) p.K -= 32 * below(8);
             p.int8 = p.activations == XLSTM_F32;
-            check_product(variants[v].name, variants[v].mask, p, p.int8 ? 3e-6 : 3e-2);
+            check_product(variants[v].name, variants[v].mask, p, p.int8 ? 3e-6 : 4.5e-2);
         }
 }
 

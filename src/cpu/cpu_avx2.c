@@ -24,6 +24,8 @@
     ((VI)_mm256_add_epi32((__m256i)(sum), _mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)(w), (__m256i)(x)), \
                                                             _mm256_set1_epi16(1))))
 #define DOT4_Q8(sum, w, x) dot4_q8(sum, w, x)
+#define DOT2(sum, w, x) ((VI)_mm256_add_epi32((__m256i)(sum), _mm256_madd_epi16((__m256i)(w), (__m256i)(x))))
+#define FROM_PAIRS(p) ((VU)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(p))))
 #define Q8_BIAS 0
 
 #include "cpu_product.h"

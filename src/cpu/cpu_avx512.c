@@ -24,6 +24,8 @@
     ((VI)_mm512_add_epi32((__m512i)(sum), _mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)(w), (__m512i)(x)), \
                                                             _mm512_set1_epi16(1))))
 #define DOT4_Q8(sum, w, x) dot4_q8(sum, w, x)
+#define DOT2(sum, w, x) ((VI)_mm512_add_epi32((__m512i)(sum), _mm512_madd_epi16((__m512i)(w), (__m512i)(x))))
+#define FROM_PAIRS(p) ((VU)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(p))))
 #define Q8_BIAS 0
 
 #include "cpu_product.h"

@@ -68,7 +68,7 @@ INLINE void multiply(tile *b, void *context)
 static void product(float *out, const xl_cpu_panels *panels, const void *x, uint32_t rows, size_t K)
 {
     size_t padded = K + (K & 1);
-    walk_sizes s = {.w_256 = 512, .x_32 = 64, .x_row = padded * 2, .most_rows = MR, .steps_32 = 16};
+    walk_sizes s = {.w_256 = 512, .x_256 = 512, .x_row = padded * 2, .most_rows = MR, .steps_32 = 16};
     walk(out, panels, x, rows, padded, PANEL, s, prepare_nothing, multiply, NULL);
 }
 

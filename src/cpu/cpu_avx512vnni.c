@@ -16,6 +16,9 @@
 #define TO_F16(v) ((H)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
 #define DOT4(sum, w, x) ((VI)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(w), (__m512i)(x)))
 #define DOT4_Q8 DOT4
+#define DOT4_WHOLE
+#define DOT2(sum, w, x) ((VI)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(w), (__m512i)(x)))
+#define FROM_PAIRS(p) ((VU)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(p))))
 #define Q8_BIAS 128
 
 #include "cpu_quant.h"

@@ -18,12 +18,18 @@ enum { XL_CPU_K_BLOCK = 256, XL_CPU_PANELS = 4 };
 typedef enum xl_cpu_pack {
     XL_CPU_PACK_F32,  /* [K][r] float32; odd K is padded with a zero */
     XL_CPU_PACK_BF16, /* [K/2][r][2] bfloat16; odd K is padded with a zero */
-    XL_CPU_PACK_Q8,   /* int8 with a scale for 32: [K/32] x { float32 scale [r], scale times sum [r], int32 minus the
-                         sum [r], minus the sum of the first 16 [r], int8 [r][32] } */
+    XL_CPU_PACK_Q8,   /* int8, see below */
     XL_CPU_PACK_TILES, /* [K/32][r][32] bfloat16, padded with zeros, for the matrix unit */
     XL_CPU_PACK_SPLIT, /* [K/32][3][r][32] bfloat16: float32 as the sum of three */
     XL_CPU_PACKS
 } xl_cpu_pack;
+
+/* Int8 activations: groups of 256 (the last may be shorter), each GROUP bytes and then BLOCK bytes for every 32, times r:
+ *   group  float32 step [r], int16 sums of the blocks' levels times 2^e times SUMS [4][r][2]
+ *   block  float32 1.5 * 2^(23 + e) [r], int32 sum of the levels [r], of the first 16 [r], int8 levels [r][32]
+ * An activation is level * 2^e * step, with e <= 0 the block's. */
+enum { XL_CPU_Q8_GROUP = 20, XL_CPU_Q8_BLOCK = 44, XL_CPU_Q8_SUMS = 8 };
+static inline size_t xl_cpu_q8_row(size_t K) { return (K + 255) / 256 * XL_CPU_Q8_GROUP + K / 32 * XL_CPU_Q8_BLOCK; }
 
 /* Neighbouring panels of a matrix: full ones, but the last may be narrower (one vector of rows). */
 typedef struct xl_cpu_panels {

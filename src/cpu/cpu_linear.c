@@ -61,7 +61,8 @@ static void place_blocks(uint8_t *panel, size_t width, size_t r, const uint8_t *
         default: /* Q4_K, Q5_K */
             panel = spread_items(panel, width, r, in, 2, 2);
             for (int g = 0; g < 8; g++) xl_dtype_k_scale(in + 4, g, &scratch[g], &scratch[8 + g]);
-            panel = spread_items(panel, width, r, scratch, 16, 1);
+            panel = spread_items(panel, width, r, scratch, 8, 1);
+            panel = spread_items(panel, width, r, scratch + 8, 4, 2);
             panel = spread_items(panel, width, r, in + 16, (t->block_bytes - 16) / 4, 4);
         }
     }
@@ -164,7 +165,7 @@ static size_t packed_row(xl_cpu_pack pack, size_t cols)
     case XL_CPU_PACK_BF16:
         return (cols + (cols & 1)) * 2;
     case XL_CPU_PACK_Q8:
-        return cols / 32 * 48;
+        return xl_cpu_q8_row(cols);
     case XL_CPU_PACK_SPLIT:
         return xl_round_up(cols, 32) * 6;
     default:
@@ -232,6 +233,7 @@ static size_t piece_rows(const linear_job *job, const xl_matrix *m)
 
 static void linear_piece(void *arg, uint32_t piece, uint32_t worker)
 {
+    enum { AHEAD = 8 }; /* rows whose places in the output are fetched: they lie a row of it apart */
     const linear_job *job = arg;
     xl_cpu *c = job->c;
     const xl_cpu_kernels *kn = &c->kernels;
@@ -257,6 +259,7 @@ static void linear_piece(void *arg, uint32_t piece, uint32_t worker)
     }
     for (uint32_t r = 0; r < rows; r++) {
         float *out = l->out->data + (size_t)(row + r) * l->stride + l->column, *sum = sums + r * width;
+        for (size_t o = first; o < end && r + AHEAD < rows; o += 16) __builtin_prefetch(out + AHEAD * l->stride + o, 1);
         for (size_t o = first; o < end; o += width, sum += rows * width) {
             xl_cpu_epilogue e = {l->bias ? l->bias->vector + o : NULL, l->add, l->wide ? XLSTM_F32 : c->o.activations};
             kn->finish(out + o, sum, (uint32_t)XL_MIN(end - o, width), &e);

@@ -73,7 +73,7 @@ INLINE void multiply_bf16(tile *b, void *context) { (void)context; multiply_kind
 /* Activations are padded to an even K (pack_f32); panels only where two values of K share a place. */
 INLINE walk_sizes plain_sizes(size_t K, weight_kind kind)
 {
-    return (walk_sizes){.w_256 = kind == WEIGHT_F32 ? 1024 : 512, .x_32 = 128, .x_row = (K + (K & 1)) * 4,
+    return (walk_sizes){.w_256 = kind == WEIGHT_F32 ? 1024 : 512, .x_256 = 1024, .x_row = (K + (K & 1)) * 4,
                         .most_rows = MR, .steps_32 = kind == WEIGHT_BF16 ? 16 : 32};
 }
 

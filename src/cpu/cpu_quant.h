@@ -3,17 +3,29 @@
  *   DOT4(sum, w, x)     sum + four products a lane: w unsigned bytes below 128, x signed bytes
  *   DOT4_Q8(sum, w, x)  the same for bytes that mean w - 128, except for Q8_BIAS times the sum of x
  *   Q8_BIAS             128 where DOT4_Q8 leaves the offset to the caller, else 0
+ *   DOT4_WHOLE          DOT4 takes all unsigned bytes; may be left out
+ *   DOT2(sum, w, x)     sum + two products a lane of signed 16-bit numbers; may be left out
+ *   FROM_PAIRS(p)       2 VW bytes as 16-bit numbers; may be left out
  *   QR                  most activation rows in a tile
- * Activations are held in int8 with a scale for 32 of them. Panels (W weight rows side by side):
+ * Activations are held in int8 (XL_CPU_PACK_Q8). Panels (W weight rows side by side):
  *   Q8_0   for 32 values:  f16 d [W], bytes q + 128 [8][W][4]
  *   Q4_0   for 32 values:  f16 d [W], [4][W][4] bytes as they come (value k low, k + 16 high)
- *   Q4_K   for 256 values: f16 d [W], dmin [W], bytes sc [8][W], mn [8][W], [4][8][W][4] bytes as they come
+ *   Q4_K   for 256 values: f16 d [W], dmin [W], bytes sc [8][W], mn [4][W][2], [4][8][W][4] bytes as they come
  *   Q5_K   the same with the fifth bits [8][W][4] before the nibbles
  *   Q6_K   for 256 values: f16 d [W], int8 sc [16][W], [2][8] x { upper bits [W][4], low nibbles [2][W][4] }
  * For several rows of activations, a block of up to 256 values is first spread into bytes and float32 scales in the
  * first-level cache, once for all; then one kernel serves every format. Most formats spare a single row that detour.
+ *
+ * Vector units multiply integers and floats on the same pipes, so what is not a product of levels is kept off them. The
+ * integer sum of 32 products starts from the bits of 1.5 * 2^(23 + e), whose last bit is worth 2^e: read as a float it is
+ * that number plus the sum times 2^e, and one subtraction leaves the product, exactly and already scaled.
  */
 #include "cpu_vec.h"
+
+#ifndef DOT2
+#define DOT2(sum, w, x) \
+    ((sum) + ((VI)((w) << 16) >> 16) * ((VI)((x) << 16) >> 16) + ((VI)(w) >> 16) * ((VI)(x) >> 16))
+#endif
 
 typedef enum quant_format { Q8_0, Q4_0, Q4_K, Q5_K, Q6_K } quant_format;
 
@@ -26,6 +38,8 @@ INLINE int reads_give(quant_format f) { return f == Q8_0 ? 1 : f == Q6_K ? 4 : 2
 INLINE int unit_blocks(quant_format f) { return f == Q4_0 ? 1 : reads_give(f); }
 /* Reads for a unit, four values of each place at a time. */
 INLINE int unit_reads(quant_format f) { return f == Q4_0 ? 4 : 8; }
+/* Formats whose scales and minima are small integers times d and dmin. */
+INLINE bool has_super(quant_format f) { return f == Q4_K || f == Q5_K || f == Q6_K; }
 /* Whether a single row is multiplied without spreading the panel's bytes; for the others that was slower. */
 INLINE bool rows_directly(quant_format f) { return f != Q6_K; }
 /* Bytes of 256 values of a weight row. */
@@ -38,27 +52,43 @@ INLINE size_t bytes_256(quant_format f)
 typedef struct spread {
     _Alignas(64) uint8_t bytes[8][8][NV * VW][4];
     _Alignas(64) float scale[16][NV * VW];
-    _Alignas(64) float min[8][NV * VW];
 } spread;
 
 /* ---- reading panels --------------------------------------------------------------------------------------------- */
 
-/* Scale i of VW weight rows from `lane`, and the minimum of block b. */
+/* Scale i of VW weight rows from `lane`; without d in formats that have a d for 256 values. */
 INLINE V read_scale(const uint8_t *p, int i, size_t width, size_t lane, quant_format f)
 {
-    if (f == Q8_0 || f == Q4_0) return v_load_f16(p + (size_t)i * width * (bytes_256(f) / 8) + lane * 2);
-    V d = v_load_f16(p + lane * 2);
-    if (f == Q6_K) return d * v_load_i8(p + ((size_t)i + 2) * width + lane);
-    return d * v_load_u8(p + ((size_t)i + 4) * width + lane);
+    if (f == Q6_K) return v_load_i8(p + ((size_t)i + 2) * width + lane);
+    if (has_super(f)) return v_load_u8(p + ((size_t)i + 4) * width + lane);
+    return v_load_f16(p + (size_t)i * width * (bytes_256(f) / 8) + lane * 2);
 }
 
-INLINE V read_min(const uint8_t *p, int b, size_t width, size_t lane)
+/* Minima of blocks 2i and 2i + 1, 16 bits each, without dmin. */
+INLINE VU read_mins(const uint8_t *p, int i, size_t width, size_t lane)
 {
-    return v_load_f16(p + width * 2 + lane * 2) * v_load_u8(p + ((size_t)b + 12) * width + lane);
+    const uint8_t *at = p + width * 12 + ((size_t)i * width + lane) * 2;
+#ifdef FROM_PAIRS
+    return FROM_PAIRS(at);
+#else
+    VU w = u_load16(at);
+    return (w | w << 8) & 0x00ff00ffu;
+#endif
+}
+
+/* How many bits too high `read_bytes` leaves the bytes of a place when they are not to be spread: a shift less. */
+INLINE int raised(quant_format f, int place)
+{
+#ifdef DOT4_WHOLE
+    return f == Q4_K && place == 1 ? 4 : 0;
+#else
+    (void)f, (void)place;
+    return 0;
+#endif
 }
 
 /* Read g of a unit: the bytes of VW weight rows from `lane`, for each place. */
-INLINE void read_bytes(VU place[4], const uint8_t *p, int unit, int g, size_t width, size_t lane, quant_format f)
+INLINE void read_bytes(VU place[4], const uint8_t *p, int unit, int g, size_t width, size_t lane, bool raise, quant_format f)
 {
     if (f == Q8_0) {
         place[0] = u_load(p + (size_t)unit * width * 34 + width * 2 + ((size_t)g * width + lane) * 4);
@@ -78,7 +108,7 @@ INLINE void read_bytes(VU place[4], const uint8_t *p, int unit, int g, size_t wi
         const uint8_t *high = p + width * 20, *nibbles = high + (f == Q5_K ? width * 32 : 0);
         VU w = u_load(nibbles + ((size_t)(unit * 8 + g) * width + lane) * 4);
         place[0] = w & 0x0f0f0f0fu;
-        place[1] = w >> 4 & 0x0f0f0f0fu;
+        place[1] = raise && raised(f, 1) ? w & 0xf0f0f0f0u : w >> 4 & 0x0f0f0f0fu;
         if (f == Q5_K) {
             VU bits = u_load(high + ((size_t)g * width + lane) * 4);
             place[0] |= (bits >> (2 * unit) & 0x01010101u) << 4;
@@ -93,17 +123,15 @@ INLINE void spread_panel(spread *s, const tile *b, int nv, quant_format f)
     const size_t width = (size_t)nv * VW;
     if (b->rows == 1 && rows_directly(f)) return;
     for (int i = 0; i < blocks; i++)
-        for (size_t lane = 0; lane < width; lane += VW) {
+        for (size_t lane = 0; lane < width; lane += VW)
             for (int part = i * scales_32(f); part < (i + 1) * scales_32(f); part++)
                 v_store(&s->scale[part][lane], read_scale(b->w, part, width, lane, f));
-            if (has_min(f)) v_store(&s->min[i][lane], read_min(b->w, i, width, lane));
-        }
     if (f == Q8_0) return; /* bytes are multiplied where they are */
     for (int unit = 0; unit < blocks / unit_blocks(f); unit++)
         for (int g = 0; g < unit_reads(f); g++)
             for (int v = 0; v < nv; v++) {
                 VU place[4];
-                read_bytes(place, b->w, unit, g, width, (size_t)v * VW, f);
+                read_bytes(place, b->w, unit, g, width, (size_t)v * VW, false, f);
                 UNROLL for (int i = 0; i < reads_give(f); i++) {
                     const int block = f == Q4_0 ? unit : unit * unit_blocks(f) + i, group = f == Q4_0 ? g + 4 * i : g;
                     memcpy(s->bytes[block][group][v * VW], &place[i], sizeof place[i]);
@@ -113,50 +141,54 @@ INLINE void spread_panel(spread *s, const tile *b, int nv, quant_format f)
 
 /* ---- multiplying ------------------------------------------------------------------------------------------------ */
 
-/* Where the integer sum of `part` of a block begins: bytes have an offset. The sums of x of an activation row, less than
- * zero, are those of all 32 and of the first 16. */
-INLINE VI first_dot(const uint8_t *x, int mr, int r, int part, quant_format f)
+/* Word `i` of row r of packed activations, in every lane. */
+INLINE VU word_at(const uint8_t *x, int mr, int r, int i)
+{
+    uint32_t word;
+    memcpy(&word, x + (i * mr + r) * 4, 4);
+    return u_all(word);
+}
+
+/* Where the integer sum of `part` of a block begins: at the row's start for the block, for bytes that stand `raise` bits
+ * too high, less the bytes' offset times the sum of x, of all 32 or of the first 16. */
+INLINE VU start_at(const uint8_t *x, int mr, int r, int raise) { return word_at(x, mr, r, 0) - ((uint32_t)raise << 23); }
+INLINE VI first_dot(const uint8_t *x, int mr, int r, int part, int raise, quant_format f)
 {
     enum { BIAS_Q8 = Q8_BIAS };
     const uint32_t bias = f == Q8_0 ? BIAS_Q8 : f == Q4_0 ? 8 : f == Q6_K ? 32 : 0;
-    if (bias == 0) return (VI){0};
-    uint32_t less[2];
-    memcpy(&less[0], x + (2 * mr + r) * 4, 4);
-    memcpy(&less[1], x + (3 * mr + r) * 4, 4);
-    return (VI)(u_all(f != Q6_K ? less[0] : part == 0 ? less[1] : less[0] - less[1]) * bias);
+    VU start = start_at(x, mr, r, raise);
+    if (bias == 0) return (VI)start;
+    if (f != Q6_K) return (VI)(start - word_at(x, mr, r, 1) * bias);
+    VU first = word_at(x, mr, r, 2);
+    return (VI)(start - (part == 0 ? first : word_at(x, mr, r, 1) - first) * bias);
 }
 
 INLINE VI add_dot(VI dot, VU weights, const uint8_t *x, int mr, int r, int g, quant_format f)
 {
     uint32_t four;
-    memcpy(&four, x + 16 * mr + r * 32 + g * 4, 4);
+    memcpy(&four, x + 12 * mr + r * 32 + g * 4, 4);
     return f == Q8_0 ? DOT4_Q8(dot, weights, u_all(four)) : DOT4(dot, weights, u_all(four));
 }
 
 /* Adds what one block of 32 values gives to the sums of row r. */
-INLINE void add_block(V sum[NV], VI dot[][NV], V scale[][NV], V min[NV], const uint8_t *x, int mr, int r, int nv,
-                      quant_format f)
+INLINE void add_block(V sum[NV], VI dot[][NV], V scale[][NV], const uint8_t *x, int mr, int r, int raise, int nv, quant_format f)
 {
-    float step, total;
-    memcpy(&step, x + r * 4, 4);
-    memcpy(&total, x + (mr + r) * 4, 4);
     UNROLL for (int part = 0; part < scales_32(f); part++)
         UNROLL for (int v = 0; v < nv; v++)
-            sum[v] = FMA(__builtin_convertvector(dot[part][v], V), step * scale[part][v], sum[v]);
-    if (has_min(f)) UNROLL for (int v = 0; v < nv; v++) sum[v] = FMA(v_all(-total), min[v], sum[v]);
+            sum[v] = FMA((V)dot[part][v] - (V)start_at(x, mr, r, raise), scale[part][v], sum[v]);
 }
 
 /* One tile of mr rows against up to 256 values of a panel: each vector of weights is loaded once for all rows. */
 INLINE void quant_tile(tile *t, V sum[QR][NV], const spread *s, int mr, int nv, quant_format f)
 {
     const size_t width = (size_t)nv * VW, row = f == Q8_0 ? width : NV * VW;
-    const uint8_t *at = f == Q8_0 ? t->w + width * 2 : s->bytes[0][0][0], *x = t->x;
-    for (int b = 0; b < (int)(t->span / 32); b++, at += f == Q8_0 ? width * 34 : sizeof s->bytes[0], x += 48 * mr) {
+    const uint8_t *at = f == Q8_0 ? t->w + width * 2 : s->bytes[0][0][0], *x = (const uint8_t *)t->x + XL_CPU_Q8_GROUP * mr;
+    for (int b = 0; b < (int)(t->span / 32); b++, at += f == Q8_0 ? width * 34 : sizeof s->bytes[0], x += XL_CPU_Q8_BLOCK * mr) {
         fetch_some(&t->ahead);
         VI dot[QR][2][NV];
         UNROLL for (int part = 0; part < scales_32(f); part++) {
             UNROLL for (int r = 0; r < mr; r++)
-                UNROLL for (int v = 0; v < nv; v++) dot[r][part][v] = first_dot(x, mr, r, part, f);
+                UNROLL for (int v = 0; v < nv; v++) dot[r][part][v] = first_dot(x, mr, r, part, 0, f);
             UNROLL for (int g = part * 8 / scales_32(f); g < (part + 1) * 8 / scales_32(f); g++) {
                 VU weights[NV];
                 UNROLL for (int v = 0; v < nv; v++) weights[v] = u_load(at + ((size_t)g * row + (size_t)v * VW) * 4);
@@ -165,13 +197,11 @@ INLINE void quant_tile(tile *t, V sum[QR][NV], const spread *s, int mr, int nv, 
                         dot[r][part][v] = add_dot(dot[r][part][v], weights[v], x, mr, r, g, f);
             }
         }
-        V scale[2][NV], min[NV];
-        UNROLL for (int v = 0; v < nv; v++) {
+        V scale[2][NV];
+        UNROLL for (int v = 0; v < nv; v++)
             UNROLL for (int part = 0; part < scales_32(f); part++)
                 scale[part][v] = v_load(&s->scale[scales_32(f) * b + part][v * VW]);
-            if (has_min(f)) min[v] = v_load(&s->min[b][v * VW]);
-        }
-        UNROLL for (int r = 0; r < mr; r++) add_block(sum[r], dot[r], scale, min, x, mr, r, nv, f);
+        UNROLL for (int r = 0; r < mr; r++) add_block(sum[r], dot[r], scale, x, mr, r, 0, nv, f);
     }
 }
 
@@ -179,31 +209,56 @@ INLINE void quant_tile(tile *t, V sum[QR][NV], const spread *s, int mr, int nv, 
 INLINE void quant_row(tile *t, V sum[NV], int nv, quant_format f)
 {
     const size_t width = (size_t)nv * VW, bytes = width * bytes_256(f) / 8 * (size_t)unit_blocks(f);
-    const uint8_t *x = t->x;
-    for (int unit = 0; unit < (int)(t->span / 32) / unit_blocks(f); unit++, x += 48 * unit_blocks(f)) {
+    const uint8_t *x = (const uint8_t *)t->x + XL_CPU_Q8_GROUP;
+    for (int unit = 0; unit < (int)(t->span / 32) / unit_blocks(f); unit++, x += XL_CPU_Q8_BLOCK * unit_blocks(f)) {
         VI dot[2][1][NV];
         UNROLL for (int b = 0; b < unit_blocks(f); b++)
-            UNROLL for (int v = 0; v < nv; v++) dot[b][0][v] = first_dot(x + 48 * b, 1, 0, 0, f);
+            UNROLL for (int v = 0; v < nv; v++) dot[b][0][v] = first_dot(x + XL_CPU_Q8_BLOCK * b, 1, 0, 0, raised(f, b), f);
         UNROLL for (int g = 0; g < unit_reads(f); g++) {
             fetch_step(&t->ahead, (size_t)unit * bytes, bytes, (size_t)g, (size_t)unit_reads(f));
             UNROLL for (int v = 0; v < nv; v++) {
                 VU place[4];
-                read_bytes(place, t->w, unit, g, width, (size_t)v * VW, f);
+                read_bytes(place, t->w, unit, g, width, (size_t)v * VW, true, f);
                 UNROLL for (int i = 0; i < reads_give(f); i++) {
                     const int b = f == Q4_0 ? 0 : i, group = f == Q4_0 ? g + 4 * i : g;
-                    dot[b][0][v] = add_dot(dot[b][0][v], place[i], x + 48 * b, 1, 0, group, f);
+                    dot[b][0][v] = add_dot(dot[b][0][v], place[i], x + XL_CPU_Q8_BLOCK * b, 1, 0, group, f);
                 }
             }
         }
         UNROLL for (int b = 0; b < unit_blocks(f); b++) {
-            V scale[1][NV], min[NV];
-            UNROLL for (int v = 0; v < nv; v++) {
+            V scale[1][NV];
+            UNROLL for (int v = 0; v < nv; v++)
                 scale[0][v] = read_scale(t->w, unit * unit_blocks(f) + b, width, (size_t)v * VW, f);
-                if (has_min(f)) min[v] = read_min(t->w, unit * unit_blocks(f) + b, width, (size_t)v * VW);
-            }
-            add_block(sum, dot[b], scale, min, x + 48 * b, 1, 0, nv, f);
+            add_block(sum, dot[b], scale, x + XL_CPU_Q8_BLOCK * b, 1, 0, raised(f, b), nv, f);
         }
     }
+}
+
+/* Sums of 256 values get what all of them share: d, the minima, the row's step. */
+INLINE void quant_finish(const tile *t, V sum[QR][NV], int mr, int nv, quant_format f)
+{
+    const size_t width = (size_t)nv * VW;
+    VI less[QR][NV];
+    V d[NV], dmin[NV];
+    UNROLL for (int v = 0; v < nv; v++) {
+        const uint8_t *at = t->w + (size_t)v * VW * 2;
+        if (has_super(f)) d[v] = v_load_f16(at);
+        if (has_min(f)) dmin[v] = v_load_f16(at + width * 2) * (-1.0f / XL_CPU_Q8_SUMS);
+        UNROLL for (int r = 0; r < mr; r++) less[r][v] = (VI){0};
+    }
+    if (has_min(f))
+        UNROLL for (int i = 0; i < 4; i++)
+            UNROLL for (int v = 0; v < nv; v++) {
+                VU mins = read_mins(t->w, i, width, (size_t)v * VW);
+                UNROLL for (int r = 0; r < mr; r++) less[r][v] = DOT2(less[r][v], mins, word_at(t->x, mr, r, 1 + i));
+            }
+    UNROLL for (int r = 0; r < mr; r++)
+        UNROLL for (int v = 0; v < nv; v++) {
+            V all = has_super(f) ? sum[r][v] * d[v] : sum[r][v], step = (V)word_at(t->x, mr, r, 0);
+            if (has_min(f)) all = FMA(__builtin_convertvector(less[r][v], V), dmin[v], all);
+            float *y = t->out + r * (NV * VW) + v * VW;
+            v_store(y, t->k == 0 ? all * step : FMA(all, step, v_load(y)));
+        }
 }
 
 INLINE void quant_sums(tile *t, const spread *s, int mr, int nv, quant_format f)
@@ -215,11 +270,7 @@ INLINE void quant_sums(tile *t, const spread *s, int mr, int nv, quant_format f)
         quant_row(t, sum[0], nv, f);
     else
         quant_tile(t, sum, s, mr, nv, f);
-    UNROLL for (int r = 0; r < mr; r++)
-        UNROLL for (int v = 0; v < nv; v++) {
-            float *y = t->out + r * (NV * VW) + v * VW;
-            v_store(y, t->k == 0 ? sum[r][v] : v_load(y) + sum[r][v]);
-        }
+    quant_finish(t, sum, mr, nv, f);
 }
 
 #define QUANT_CASE(n) \
@@ -247,7 +298,7 @@ INLINE void quant_multiply(tile *b, const spread *s, quant_format f)
     static void name(float *out, const xl_cpu_panels *w, const void *x, uint32_t rows, size_t K) \
     { \
         spread s; \
-        walk_sizes sizes = {.w_256 = bytes_256(f), .x_32 = 48, .x_row = K / 32 * 48, .most_rows = QR, .steps_32 = 1}; \
+        walk_sizes sizes = {.w_256 = bytes_256(f), .x_256 = XL_CPU_Q8_GROUP + 8 * XL_CPU_Q8_BLOCK, .x_row = xl_cpu_q8_row(K), .most_rows = QR, .steps_32 = 1}; \
         walk(out, w, x, rows, K, NV * VW, sizes, spread_for_##name, multiply_for_##name, &s); \
     }
 QUANT_FUNCTION(product_q8_0, Q8_0)
@@ -263,42 +314,59 @@ QUANT_FUNCTION(product_q6_k, Q6_K)
 
 /* ---- activations ------------------------------------------------------------------------------------------------ */
 
-/* 32 activations to int8: nearest even of x * 127 / max |x|. A NaN or Inf among them makes the scale NaN or Inf, and
- * with it every product. Levels are small integers, so that their sums (of the first and the last 16) are exact. */
-INLINE void quantise_32(int8_t *q, float *step, float sums[2], const float *x)
+/* One row of a group of up to 256 activations. Its step is that of the block of 32 with the largest activation, so that this one
+ * is 127 steps; the steps of the others are that by a power of two, the smallest that leaves them below 128 steps. A NaN or
+ * Inf makes the step NaN or Inf, and with it every product. Levels are small integers, so that their sums are exact. */
+INLINE void quantise_group(uint8_t *o, uint32_t rows, uint32_t r, const float *x, uint32_t blocks)
 {
-    V sum[2] = {{0}, {0}}, value[32 / VW];
-    VI top = {0};
-    UNROLL for (int i = 0; i < 32 / VW; i++) {
-        value[i] = v_load(x + i * VW);
-        top = v_larger(top, value[i]);
+    enum { LEAST = -20 }; /* activations a million times smaller than the largest are worth nothing */
+    int32_t largest[8], top = 0;
+    for (uint32_t b = 0; b < blocks; b++) {
+        VI block_top = {0};
+        UNROLL for (int i = 0; i < 32 / VW; i++) block_top = v_larger(block_top, v_load(x + 32 * b + i * VW));
+        float most = v_largest(block_top);
+        memcpy(&largest[b], &most, 4);
+        top = XL_MAX(top, largest[b]);
     }
-    float largest = v_largest(top);
-    *step = largest / 127.0f;
-    V inverse = v_all(largest > 0 ? 127.0f / largest : 0);
-    UNROLL for (int i = 0; i < 32 / VW; i++) {
-        V level = v_nearest(value[i] * inverse);
-        level = v_select(v_abs(level) <= 127.0f, level, v_all(0));
-        sum[i * VW / 16] += level;
-        B b = v_to_level(level);
-        memcpy(q + i * VW, &b, sizeof b);
+    float most;
+    memcpy(&most, &top, 4);
+    float step = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0;
+    memcpy(o + 4 * r, &step, 4);
+    uint32_t scaled[4] = {0}; /* pairs of 16 bits */
+    uint8_t *block = o + XL_CPU_Q8_GROUP * rows;
+    for (uint32_t b = 0; b < blocks; b++, block += XL_CPU_Q8_BLOCK * rows) {
+        /* magnitudes as integers: the exponent's difference, one more where the mantissa is larger */
+        int32_t e = XL_MAX((largest[b] - top + 0x7fffff) >> 23, (int32_t)LEAST);
+        uint32_t start = (uint32_t)(127 + 23 + e) << 23 | 1u << 22, raise = (uint32_t)(127 - e) << 23, lower = (uint32_t)(127 + e) << 23;
+        float up, down;
+        memcpy(&up, &raise, 4);
+        memcpy(&down, &lower, 4);
+        V sum[2] = {{0}, {0}};
+        UNROLL for (int i = 0; i < 32 / VW; i++) {
+            V level = v_nearest(v_load(x + 32 * b + i * VW) * v_all(inverse * up));
+            level = v_select(v_abs(level) <= 127.0f, level, v_all(0));
+            sum[i * VW / 16] += level;
+            B bytes = v_to_level(level);
+            memcpy(block + 12 * rows + 32 * r + i * VW, &bytes, sizeof bytes);
+        }
+        float first = v_sum(sum[0]), all = first + v_sum(sum[1]);
+        int32_t all_levels = (int32_t)all, first_levels = (int32_t)first;
+        memcpy(block + 4 * r, &start, 4);
+        memcpy(block + 4 * (rows + r), &all_levels, 4);
+        memcpy(block + 4 * (2 * rows + r), &first_levels, 4);
+        scaled[b / 2] |= (uint32_t)(uint16_t)(int)rintf(all * down * XL_CPU_Q8_SUMS) << 16 * (b % 2);
     }
-    sums[0] = v_sum(sum[0]);
-    sums[1] = v_sum(sum[1]);
+    for (int i = 0; i < 4; i++) memcpy(o + 4 * ((1 + (uint32_t)i) * rows + r), &scaled[i], 4);
 }
 
 __attribute__((unused)) static void pack_q8(void *out, const float *x, size_t x_row, uint32_t rows, size_t K)
 {
-    uint8_t *o = out;
-    for (size_t k = 0; k < K; k += 32, o += 48 * rows)
-        for (uint32_t r = 0; r < rows; r++) {
-            float step, sums[2];
-            quantise_32((int8_t *)o + 16 * rows + 32 * r, &step, sums, x + r * x_row + k);
-            float total = step * (sums[0] + sums[1]);
-            int32_t less = -(int32_t)(sums[0] + sums[1]), first = -(int32_t)sums[0];
-            memcpy(o + 4 * r, &step, 4);
-            memcpy(o + 4 * rows + 4 * r, &total, 4);
-            memcpy(o + 8 * rows + 4 * r, &less, 4);
-            memcpy(o + 12 * rows + 4 * r, &first, 4);
+    for (uint32_t r = 0; r < rows; r++) {
+        uint8_t *o = out;
+        for (size_t k = 0; k < K; k += 256) {
+            uint32_t blocks = (uint32_t)XL_MIN((K - k) / 32, (size_t)8);
+            quantise_group(o, rows, r, x + r * x_row + k, blocks);
+            o += (XL_CPU_Q8_GROUP + XL_CPU_Q8_BLOCK * (size_t)blocks) * rows;
         }
+    }
 }

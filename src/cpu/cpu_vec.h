@@ -262,10 +262,10 @@ typedef struct tile {
     fetch ahead;
 } tile;
 
-/* Sizes of a product's operands in bytes: 256 values of a weight row, 32 of an activation row, a whole packed row; and
+/* Sizes of a product's operands in bytes: 256 values of a weight row, 256 of an activation row, a whole packed row; and
  * how often a tile calls fetch_some for 32 values of K. */
 typedef struct walk_sizes {
-    size_t w_256, x_32, x_row;
+    size_t w_256, x_256, x_row;
     uint32_t most_rows, steps_32;
 } walk_sizes;
 
@@ -291,7 +291,7 @@ INLINE void walk(float *out, const xl_cpu_panels *panels, const uint8_t *x, uint
             for (uint32_t t = 0; t < tiles; t++, row += b.rows) {
                 b.rows = xl_cpu_tile_rows(rows, s.most_rows, t);
                 b.out = out + (p * (size_t)rows + row) * panel;
-                b.x = x + row * s.x_row + k / 32 * s.x_32 * b.rows;
+                b.x = x + row * s.x_row + k / XL_CPU_K_BLOCK * s.x_256 * b.rows;
                 multiply(&b, context);
             }
         }
