@@ -27,7 +27,7 @@ INLINE void tile_block(tile *b, int mr, int nv)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = _mm512_setzero_ps();
     for (size_t k = 0; k < b->span; k += 2 * steps) {
         if (mr == 1)
-            fetch_step(&b->ahead, k / 2 * step, steps * step, 0, 1);
+            fetch_step(&b->ahead, k / 2 * step, steps * step, 0, 1, false);
         else
             fetch_some(&b->ahead);
         UNROLL for (size_t i = 0; i < steps; i++, w += step, x += mr) {

@@ -26,9 +26,11 @@ typedef enum xl_cpu_pack {
 
 /* Int8 activations: groups of 256 (the last may be shorter), each GROUP bytes and then BLOCK bytes for every 32, times r:
  *   group  float32 step [r], int16 sums of the blocks' levels times 2^e times SUMS [4][r][2]
- *   block  float32 1.5 * 2^(23 + e) [r], int32 sum of the levels [r], of the first 16 [r], int8 levels [r][32]
+ *   block  the bits of float32 1.5 * 2^(23 + e) [r]; the same less 128, less 8 times the sum of the levels [r], less 32 times
+ *          that of the first 16, of the last 16 [r], where sums of products begin if weights are stored with such an
+ *          offset; int8 levels [r][32]
  * An activation is level * 2^e * step, with e <= 0 the block's. */
-enum { XL_CPU_Q8_GROUP = 20, XL_CPU_Q8_BLOCK = 44, XL_CPU_Q8_SUMS = 8 };
+enum { XL_CPU_Q8_GROUP = 20, XL_CPU_Q8_BLOCK = 52, XL_CPU_Q8_SUMS = 8 };
 static inline size_t xl_cpu_q8_row(size_t K) { return (K + 255) / 256 * XL_CPU_Q8_GROUP + K / 32 * XL_CPU_Q8_BLOCK; }
 
 /* Neighbouring panels of a matrix: full ones, but the last may be narrower (one vector of rows). */
@@ -36,6 +38,7 @@ typedef struct xl_cpu_panels {
     const uint8_t *first;
     size_t bytes; /* from one panel to the next */
     uint32_t count, last_width;
+    bool second; /* a single row of block formats fetches ahead into the second-level cache, not the first */
 } xl_cpu_panels;
 
 /* out [count][rows][panel] = x W^T; columns from a narrow panel's width on are left alone. */
@@ -79,6 +82,7 @@ typedef struct xl_cpu_step {
 } xl_cpu_step;
 
 typedef struct xl_cpu_kernels {
+    bool fetch_second; /* xl_cpu_panels.second */
     const char *name;
     uint32_t bit;   /* XLSTM_CPU_* */
     uint32_t lanes; /* floats in a vector: the width of a narrow panel */

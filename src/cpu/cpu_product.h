@@ -26,7 +26,7 @@ INLINE void tile_block(tile *b, int mr, int nv, weight_kind kind)
         if (mr > 1) fetch_some(&b->ahead);
         UNROLL for (size_t i = 0; i < steps; i++, w += step, x += values * (size_t)mr) {
             if (i > 0 && k + values * i >= b->span) break;
-            if (mr == 1) fetch_step(&b->ahead, k / values * step, steps * step, i, steps);
+            if (mr == 1) fetch_step(&b->ahead, k / values * step, steps * step, i, steps, false);
             VU pair[NV];
             V row[NV];
             UNROLL for (int v = 0; v < nv; v++) {

@@ -149,24 +149,23 @@ INLINE VU word_at(const uint8_t *x, int mr, int r, int i)
     return u_all(word);
 }
 
-/* Where the integer sum of `part` of a block begins: at the row's start for the block, for bytes that stand `raise` bits
- * too high, less the bytes' offset times the sum of x, of all 32 or of the first 16. */
+/* The number that integer sums of a block are told from: 1.5 * 2^(23 + e) of the row, for bytes `raise` bits too high. */
 INLINE VU start_at(const uint8_t *x, int mr, int r, int raise) { return word_at(x, mr, r, 0) - ((uint32_t)raise << 23); }
+
+/* Where the integer sum of `part` of a block begins: there, less what the bytes' offset makes of the sum of x. */
 INLINE VI first_dot(const uint8_t *x, int mr, int r, int part, int raise, quant_format f)
 {
-    enum { BIAS_Q8 = Q8_BIAS };
-    const uint32_t bias = f == Q8_0 ? BIAS_Q8 : f == Q4_0 ? 8 : f == Q6_K ? 32 : 0;
-    VU start = start_at(x, mr, r, raise);
-    if (bias == 0) return (VI)start;
-    if (f != Q6_K) return (VI)(start - word_at(x, mr, r, 1) * bias);
-    VU first = word_at(x, mr, r, 2);
-    return (VI)(start - (part == 0 ? first : word_at(x, mr, r, 1) - first) * bias);
+    enum { OFFSET_Q8 = Q8_BIAS };
+    if (f == Q6_K) return (VI)word_at(x, mr, r, 3 + part);
+    if (f == Q4_0) return (VI)word_at(x, mr, r, 2);
+    if (f == Q8_0 && OFFSET_Q8) return (VI)word_at(x, mr, r, 1);
+    return (VI)start_at(x, mr, r, raise);
 }
 
 INLINE VI add_dot(VI dot, VU weights, const uint8_t *x, int mr, int r, int g, quant_format f)
 {
     uint32_t four;
-    memcpy(&four, x + 12 * mr + r * 32 + g * 4, 4);
+    memcpy(&four, x + 20 * mr + r * 32 + g * 4, 4);
     return f == Q8_0 ? DOT4_Q8(dot, weights, u_all(four)) : DOT4(dot, weights, u_all(four));
 }
 
@@ -206,14 +205,14 @@ INLINE void quant_tile(tile *t, V sum[QR][NV], const spread *s, int mr, int nv, 
 }
 
 /* A single row against one unit of a panel, through registers. */
-INLINE void quant_row_unit(tile *t, V sum[NV], const uint8_t *x, int unit, int nv, quant_format f)
+INLINE void quant_row_unit(tile *t, V sum[NV], const uint8_t *x, int unit, int nv, bool second, quant_format f)
 {
     const size_t width = (size_t)nv * VW, bytes = width * bytes_256(f) / 8 * (size_t)unit_blocks(f);
     VI dot[2][1][NV];
     UNROLL for (int b = 0; b < unit_blocks(f); b++)
         UNROLL for (int v = 0; v < nv; v++) dot[b][0][v] = first_dot(x + XL_CPU_Q8_BLOCK * b, 1, 0, 0, raised(f, b), f);
     UNROLL for (int g = 0; g < unit_reads(f); g++) {
-        fetch_step(&t->ahead, (size_t)unit * bytes, bytes, (size_t)g, (size_t)unit_reads(f));
+        fetch_step(&t->ahead, (size_t)unit * bytes, bytes, (size_t)g, (size_t)unit_reads(f), second);
         UNROLL for (int v = 0; v < nv; v++) {
             VU place[4];
             read_bytes(place, t->w, unit, g, width, (size_t)v * VW, true, f);
@@ -231,7 +230,7 @@ INLINE void quant_row_unit(tile *t, V sum[NV], const uint8_t *x, int unit, int n
     }
 }
 
-INLINE void quant_row(tile *t, V sum[NV], int nv, quant_format f)
+INLINE void quant_row_units(tile *t, V sum[NV], int nv, bool second, quant_format f)
 {
     const int units = (int)(t->span / 32) / unit_blocks(f);
     const uint8_t *x = (const uint8_t *)t->x + XL_CPU_Q8_GROUP;
@@ -239,8 +238,16 @@ INLINE void quant_row(tile *t, V sum[NV], int nv, quant_format f)
     int unit = 0;
     /* Q8_0 gains a twentieth where no branch comes between the blocks, the others lose as much */
     if (f == Q8_0 && units == 8)
-        UNROLL for (; unit < 8; unit++) quant_row_unit(t, sum, x + (size_t)unit * step, unit, nv, f);
-    for (; unit < units; unit++) quant_row_unit(t, sum, x + (size_t)unit * step, unit, nv, f);
+        UNROLL for (; unit < 8; unit++) quant_row_unit(t, sum, x + (size_t)unit * step, unit, nv, second, f);
+    for (; unit < units; unit++) quant_row_unit(t, sum, x + (size_t)unit * step, unit, nv, second, f);
+}
+
+INLINE void quant_row(tile *t, V sum[NV], int nv, quant_format f)
+{
+    if (t->ahead.second)
+        quant_row_units(t, sum, nv, true, f);
+    else
+        quant_row_units(t, sum, nv, false, f);
 }
 
 /* Sums of 256 values get what all of them share: d, the minima, the row's step. */
@@ -356,13 +363,13 @@ INLINE void quantise_group(uint8_t *o, uint32_t rows, uint32_t r, const float *x
             level = v_select(v_abs(level) <= 127.0f, level, v_all(0));
             sum[i * VW / 16] += level;
             B bytes = v_to_level(level);
-            memcpy(block + 12 * rows + 32 * r + i * VW, &bytes, sizeof bytes);
+            memcpy(block + 20 * rows + 32 * r + i * VW, &bytes, sizeof bytes);
         }
         float first = v_sum(sum[0]), all = first + v_sum(sum[1]);
-        int32_t all_levels = (int32_t)all, first_levels = (int32_t)first;
-        memcpy(block + 4 * r, &start, 4);
-        memcpy(block + 4 * (rows + r), &all_levels, 4);
-        memcpy(block + 4 * (2 * rows + r), &first_levels, 4);
+        uint32_t all_levels = (uint32_t)(int)all, first_levels = (uint32_t)(int)first;
+        const uint32_t starts[5] = {start, start - 128 * all_levels, start - 8 * all_levels, start - 32 * first_levels,
+                                    start - 32 * (all_levels - first_levels)};
+        for (uint32_t i = 0; i < 5; i++) memcpy(block + 4 * (i * rows + r), &starts[i], 4);
         scaled[b / 2] |= (uint32_t)(uint16_t)(int)rintf(all * down * XL_CPU_Q8_SUMS) << 16 * (b % 2);
     }
     for (int i = 0; i < 4; i++) memcpy(o + 4 * ((1 + (uint32_t)i) * rows + r), &scaled[i], 4);

@@ -235,6 +235,7 @@ INLINE V v_tanh(V x)
 typedef struct fetch {
     uintptr_t at, end; /* may lie past the last panel */
     uint32_t lines;
+    bool second; /* for a single row: into the second-level cache */
 } fetch;
 
 INLINE void fetch_some(fetch *f)
@@ -242,12 +243,14 @@ INLINE void fetch_some(fetch *f)
     for (uint32_t i = 0; i < f->lines && f->at < f->end; i++, f->at += 64) __builtin_prefetch((const void *)f->at);
 }
 
-/* For a single row, where every instruction counts: step i of n that cover `bytes`, all constants. */
-INLINE void fetch_step(const fetch *f, size_t at, size_t bytes, size_t i, size_t n)
+/* For a single row, where every instruction counts: step i of n that cover `bytes`, all constants but `at`. */
+INLINE void fetch_step(const fetch *f, size_t at, size_t bytes, size_t i, size_t n, bool second)
 {
     const size_t lines = (bytes + 63) / 64;
-    UNROLL for (size_t line = i * lines / n; line < (i + 1) * lines / n; line++)
-        __builtin_prefetch((const void *)(f->at + at + line * 64));
+    UNROLL for (size_t line = i * lines / n; line < (i + 1) * lines / n; line++) {
+        if (second) __builtin_prefetch((const void *)(f->at + at + line * 64), 0, 2);
+        if (!second) __builtin_prefetch((const void *)(f->at + at + line * 64), 0, 3);
+    }
     __asm__ volatile("" : : : "memory"); /* or compilers gather the fetches of many steps in one place */
 }
 
@@ -286,6 +289,7 @@ INLINE void walk(float *out, const xl_cpu_panels *panels, const uint8_t *x, uint
             b.ahead.at = (uintptr_t)panels->first + next % panels->count * panels->bytes +
                          (k / XL_CPU_K_BLOCK + next / panels->count) * bytes;
             b.ahead.end = b.ahead.at + bytes;
+            b.ahead.second = panels->second;
             b.ahead.lines = (uint32_t)((bytes / 64 + steps - 1) / steps);
             prepare(&b, context);
             for (uint32_t t = 0; t < tiles; t++, row += b.rows) {
