@@ -32,21 +32,13 @@ struct piece {
     bf16 n[2][256];    /* at the start, in two parts; by state */
 };
 
-struct chunk_args {
-    bf16 *h;
-    const bf16 *q, *k, *v;
-    const float *gates;
-    const cuda_run *runs;
+struct chunk_args : cell_args<bf16> {
     const cuda_chunk *chunks;
     piece *pieces; /* [chunk][head] */
     uint4 *states; /* [chunk - first][head][dv / 16][dq / 16][lane]: operands of q C, see state_kernel */
-    uint32_t heads, dq, dv, dv16, dq16, chunk_size, period, fault;
+    uint32_t dv16, dq16, period;
     uint32_t first, end; /* pieces of this turn */
     uint32_t parts;      /* of 128 value columns a block of `out` does */
-    size_t c_block, n_block, m_block;
-    float cap, eps, scale;
-    bool round_gates, narrow_state;
-    uint32_t *faults;
 };
 
 __device__ __forceinline__ float max_nan(float a, float b) { return a > b || a != a ? a : b; }
@@ -98,7 +90,7 @@ __global__ void __launch_bounds__(THREADS) gates_kernel(const __grid_constant__ 
             const float *gates = a.gates + (size_t)(chunk.row + tid) * 2 * a.heads + head;
             i = soft_cap(gates[0], a.cap);
             float f = soft_cap(gates[a.heads], a.cap);
-            if (a.round_gates) i = rounded<bf16>(i), f = rounded<bf16>(f);
+            if (a.kernel == XLSTM_BF16) i = rounded<bf16>(i), f = rounded<bf16>(f);
             lf = log_sigmoid(f);
             if (!is_finite(i) || !is_finite(lf)) report(a.faults, chunk.row + tid, a.fault);
         }
@@ -700,33 +692,14 @@ void cuda_run_chunkwise(cuda_backend *be, const cuda_op *op, uint32_t first, uin
         cuda_run_scan(be, op, first, n, c_block);
         return;
     }
-    const xl_backend_options *o = &be->opt;
     chunk_args a = {};
-    a.h = (bf16 *)op->mlstm.h->data;
-    a.q = (const bf16 *)op->mlstm.q->data;
-    a.k = (const bf16 *)op->mlstm.k->data;
-    a.v = (const bf16 *)op->mlstm.v->data;
-    a.gates = (const float *)op->mlstm.gates->data;
-    a.runs = be->runs + first;
+    fill_cell_args(a, be, op, first, c_block);
     a.chunks = be->chunks;
     a.pieces = (piece *)be->intra;
-    a.states = (uint4 *)(be->intra + be->max_chunks * o->num_heads * sizeof(piece));
-    a.heads = o->num_heads;
-    a.dq = o->head_qk;
-    a.dv = o->head_v;
+    a.states = (uint4 *)(be->intra + be->max_chunks * be->opt.num_heads * sizeof(piece));
     a.dv16 = values16(be);
     a.dq16 = keys16(be);
     a.period = cuda_piece_period(be);
-    a.fault = op->mlstm.fault;
-    a.c_block = c_block;
-    a.n_block = (size_t)op->mlstm.block * o->num_heads * o->head_qk;
-    a.m_block = (size_t)op->mlstm.block * o->num_heads;
-    a.cap = op->mlstm.gate_soft_cap;
-    a.eps = op->mlstm.eps;
-    a.scale = 1.0f / sqrtf((float)o->head_qk);
-    a.round_gates = o->kernel == XLSTM_BF16;
-    a.narrow_state = o->state == XLSTM_BF16;
-    a.faults = be->faults;
     const cuda_run *last = &be->host_runs[first + n - 1];
     uint32_t begin = be->host_runs[first].chunk0, end = last->chunk0 + last->n_chunks;
     if (first == be->n_step)

@@ -19,20 +19,12 @@ constexpr uint32_t WIDEST = 512;              /* columns that fit into a warp's 
 constexpr size_t SHARED = 47u << 10;          /* shared memory that needs no asking, less what is static */
 constexpr size_t UNPACKED_LIMIT = 128u << 20; /* bytes for unpacked C; more runs take turns */
 
-struct int8_args {
-    void *h;
-    const void *q, *k, *v;
-    const float *gates;
-    const cuda_run *runs;
+struct int8_args : cell_args<void> {
     float *partial;
     uint32_t *tickets;
-    uint32_t heads, dq, dv, fault;
-    uint32_t rows;                              /* of C a block has */
-    uint32_t lanes;                             /* that share a row, a power of two */
-    size_t c_block, c_scales, n_block, m_block; /* offsets in C (bytes), n and m (floats) */
-    float cap, eps, scale;
-    xlstm_dtype act, kernel;
-    uint32_t *faults;
+    uint32_t rows;  /* of C a block has */
+    uint32_t lanes; /* that share a row, a power of two */
+    size_t c_scales;
 };
 
 /* The larger of `top` and |x|; NaN if either is. */
@@ -356,30 +348,11 @@ void cuda_int8_close(cuda_backend *be)
 
 void cuda_run_int8(cuda_backend *be, const cuda_op *op)
 {
-    const xl_backend_options *o = &be->opt;
     int8_args a = {};
-    a.h = op->mlstm.h->data;
-    a.q = op->mlstm.q->data;
-    a.k = op->mlstm.k->data;
-    a.v = op->mlstm.v->data;
-    a.gates = (const float *)op->mlstm.gates->data;
-    a.runs = be->runs;
+    fill_cell_args(a, be, op, 0, op->mlstm.block * be->c_block);
     a.partial = be->partial;
     a.tickets = be->tickets;
-    a.heads = o->num_heads;
-    a.dq = o->head_qk;
-    a.dv = o->head_v;
-    a.fault = op->mlstm.fault;
-    a.c_block = op->mlstm.block * be->c_block;
     a.c_scales = be->c_scales;
-    a.n_block = (size_t)op->mlstm.block * o->num_heads * o->head_qk;
-    a.m_block = (size_t)op->mlstm.block * o->num_heads;
-    a.cap = op->mlstm.gate_soft_cap;
-    a.eps = op->mlstm.eps;
-    a.scale = 1.0f / sqrtf((float)o->head_qk);
-    a.act = o->activations;
-    a.kernel = o->kernel;
-    a.faults = be->faults;
     if (be->n_single > 0) run_single(be, a);
 
     dim3 grid((a.dq + THREADS / 32 - 1) / (THREADS / 32), a.heads);

@@ -13,17 +13,7 @@ namespace
 constexpr int THREADS = 256, COLUMNS = 32,
               GROUPS = THREADS / (COLUMNS / 4); /* 32 groups of rows, 8 lanes of 4 columns */
 
-struct step_args {
-    void *h;
-    const void *q, *k, *v;
-    const float *gates;
-    const cuda_run *runs;
-    uint32_t heads, dq, dv, chunk_size, fault;
-    size_t c_block, n_block, m_block; /* offset of this block in C (bytes), n and m (floats) */
-    float cap, eps, scale;
-    xlstm_dtype act, kernel;
-    uint32_t *faults;
-};
+typedef cell_args<void> step_args;
 
 /* Four values of a state row; `n` of them exist. */
 template <bool WIDE> __device__ __forceinline__ void load4(float c[4], const float *p, uint32_t n)
@@ -296,26 +286,7 @@ void cuda_run_steps(cuda_backend *be, const cuda_op *op, uint32_t first, uint32_
 {
     const xl_backend_options *o = &be->opt;
     step_args a = {};
-    a.h = op->mlstm.h->data;
-    a.q = op->mlstm.q->data;
-    a.k = op->mlstm.k->data;
-    a.v = op->mlstm.v->data;
-    a.gates = (const float *)op->mlstm.gates->data;
-    a.runs = be->runs + first;
-    a.heads = o->num_heads;
-    a.dq = o->head_qk;
-    a.dv = o->head_v;
-    a.chunk_size = o->chunk_size;
-    a.fault = op->mlstm.fault;
-    a.c_block = c_block;
-    a.n_block = (size_t)op->mlstm.block * o->num_heads * o->head_qk;
-    a.m_block = (size_t)op->mlstm.block * o->num_heads;
-    a.cap = op->mlstm.gate_soft_cap;
-    a.eps = op->mlstm.eps;
-    a.scale = 1.0f / sqrtf((float)o->head_qk);
-    a.act = o->activations;
-    a.kernel = o->kernel;
-    a.faults = be->faults;
+    fill_cell_args(a, be, op, first, c_block);
     bool single = first + n <= be->n_single;
     if (single && a.dq % 64 == 0 && a.dq <= 256 && a.dv % 128 == 0 &&
         (uint64_t)n * a.heads * (a.dv / 128) >= (uint64_t)be->sms) {

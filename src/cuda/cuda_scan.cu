@@ -26,18 +26,9 @@ struct intra {
     float unused[14];
 };
 
-struct chunk_args {
-    bf16 *h;
-    const bf16 *q, *k, *v;
-    const float *gates;
-    const cuda_run *runs;
+struct chunk_args : cell_args<bf16> {
     const cuda_chunk *chunks;
     intra *between;
-    uint32_t heads, dq, dv, chunk_size, fault;
-    size_t c_block, n_block, m_block;
-    float cap, eps, scale;
-    bool round_gates, narrow_state;
-    uint32_t *faults;
 };
 
 __device__ __forceinline__ float max_nan(float a, float b) { return a > b || a != a ? a : b; }
@@ -90,7 +81,7 @@ template <int DQ> __global__ void __launch_bounds__(128) intra_kernel(const __gr
             if (row < chunk.count) {
                 const float *gates = a.gates + (size_t)(chunk.row + row) * 2 * a.heads + head;
                 float i = soft_cap(gates[0], a.cap), f = soft_cap(gates[a.heads], a.cap);
-                if (a.round_gates) i = rounded<bf16>(i), f = rounded<bf16>(f);
+                if (a.kernel == XLSTM_BF16) i = rounded<bf16>(i), f = rounded<bf16>(f);
                 ig[j] = i;
                 lf[j] = log_sigmoid(f);
                 if (!is_finite(ig[j]) || !is_finite(lf[j])) report(a.faults, chunk.row + row, a.fault);
@@ -499,30 +490,10 @@ cudaError_t cuda_scan_setup(cuda_backend *be)
 
 void cuda_run_scan(cuda_backend *be, const cuda_op *op, uint32_t first, uint32_t n, size_t c_block)
 {
-    const xl_backend_options *o = &be->opt;
     chunk_args a = {};
-    a.h = (bf16 *)op->mlstm.h->data;
-    a.q = (const bf16 *)op->mlstm.q->data;
-    a.k = (const bf16 *)op->mlstm.k->data;
-    a.v = (const bf16 *)op->mlstm.v->data;
-    a.gates = (const float *)op->mlstm.gates->data;
-    a.runs = be->runs + first;
+    fill_cell_args(a, be, op, first, c_block);
     a.chunks = be->chunks;
     a.between = (intra *)be->intra;
-    a.heads = o->num_heads;
-    a.dq = o->head_qk;
-    a.dv = o->head_v;
-    a.chunk_size = o->chunk_size;
-    a.fault = op->mlstm.fault;
-    a.c_block = c_block;
-    a.n_block = (size_t)op->mlstm.block * o->num_heads * o->head_qk;
-    a.m_block = (size_t)op->mlstm.block * o->num_heads;
-    a.cap = op->mlstm.gate_soft_cap;
-    a.eps = op->mlstm.eps;
-    a.scale = 1.0f / sqrtf((float)o->head_qk);
-    a.round_gates = o->kernel == XLSTM_BF16;
-    a.narrow_state = o->state == XLSTM_BF16;
-    a.faults = be->faults;
     variant i = intra_for(be);
     if (first == be->n_step)
         cuda_launch(be, "mlstm intra", i.kernel, dim3(be->n_chunks, a.heads), dim3(i.threads), i.bytes, a);
