@@ -158,7 +158,7 @@ INLINE VI first_dot(const uint8_t *x, int mr, int r, int part, int raise, quant_
     enum { OFFSET_Q8 = Q8_BIAS };
     if (f == Q6_K) return (VI)word_at(x, mr, r, 3 + part);
     if (f == Q4_0) return (VI)word_at(x, mr, r, 2);
-    if (f == Q8_0 && OFFSET_Q8) return (VI)word_at(x, mr, r, 1);
+    if (f == Q8_0 && OFFSET_Q8 != 0) return (VI)word_at(x, mr, r, 1);
     return (VI)start_at(x, mr, r, raise);
 }
 
