@@ -136,7 +136,7 @@ static void bench_fork(size_t rounds)
                 add(&all[FIRST], t);
             }
         }
-        from[r % bytes] ^= fresh[(r * 7) % bytes];
+        if (fresh) from[r % bytes] ^= fresh[(r * 7) % bytes];
         xl_release(fresh);
         t = xl_now();
         uint8_t *lazy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);

@@ -39,7 +39,7 @@ static const mode modes[] = {
 static void check(int code, const xlstm_error *err)
 {
     if (code == XLSTM_OK) return;
-    fprintf(stderr, "numerics: %s\n", err->message);
+    fprintf(stderr, "numerics: %s\n", err ? err->message : "a state cannot be read");
     exit(1);
 }
 
@@ -82,9 +82,10 @@ static void feed(runner *r, const int32_t *ids, size_t from, size_t to)
 
 static double log_sum_exp(const float *x, uint32_t n)
 {
-    double most = x[0], sum = 0;
+    double most = x[0];
     for (uint32_t i = 1; i < n; i++) most = fmax(most, x[i]);
-    for (uint32_t i = 0; i < n; i++) sum += exp(x[i] - most);
+    double sum = exp(x[0] - most);
+    for (uint32_t i = 1; i < n; i++) sum += exp(x[i] - most);
     return most + log(sum);
 }
 

@@ -271,12 +271,12 @@ static void test_refusals(void **state)
 
     mk_list list = mk_build(&model); /* values that a format cannot hold are named, and stay in one that can */
     mk_tensor *t = mk_find(&list, "backbone.blocks.1.ffn.proj_down.weight");
-    ((float *)t->data)[64 * 3 + 5] = NAN;
+    ((float *)(void *)t->data)[64 * 3 + 5] = NAN;
     mk_put_safetensors(folder, "model.safetensors", list.t, list.n);
     REFUSED(xlstm_convert(folder, out, &(xlstm_convert_options){.type = XLSTM_Q8_0}, &err), XLSTM_E_UNSUPPORTED,
             "'backbone.blocks.1.ffn.proj_down.weight': the value at row 3, column 5");
     OK(xlstm_convert(folder, out, &(xlstm_convert_options){.type = XLSTM_F16}, &err));
-    ((float *)t->data)[64 * 3 + 5] = -65520;
+    ((float *)(void *)t->data)[64 * 3 + 5] = -65520;
     mk_put_safetensors(folder, "model.safetensors", list.t, list.n);
     REFUSED(xlstm_convert(folder, out, &(xlstm_convert_options){.type = XLSTM_F16}, &err), XLSTM_E_UNSUPPORTED,
             "beyond 65504");
@@ -344,7 +344,7 @@ static void test_imatrix(void **state)
     OK(xlstm_convert(folder, plain, &(xlstm_convert_options){.type = XLSTM_Q4_0}, &err));
     OK(xlstm_convert(folder, fit, &(xlstm_convert_options){.type = XLSTM_Q4_0, .imatrix = path}, &err));
     mk_list list = mk_build(&model);
-    const float *exact = (const float *)mk_find(&list, "backbone.blocks.1.ffn.proj_down.weight")->data;
+    const float *exact = (const float *)(const void *)mk_find(&list, "backbone.blocks.1.ffn.proj_down.weight")->data;
     for (int k = 0; k < 2; k++) {
         float row[64];
         OK(xl_weights_open(&w, k == 0 ? plain : fit, &(xl_log){0}, &err));
