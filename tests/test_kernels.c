@@ -527,7 +527,6 @@ static void test_row_operations(void **state)
         }
 }
 
-/* A NaN or Inf is reported by its own row, and by no other. */
 /* Numbers below the normal range count as zero inside operations, and only there: the caller's arithmetic keeps them. */
 static void test_subnormals(void **state)
 {
@@ -560,6 +559,7 @@ static void test_subnormals(void **state)
     }
 }
 
+/* A NaN or Inf is reported by its own row, and by no other. */
 static void test_faults(void **state)
 {
     (void)state;

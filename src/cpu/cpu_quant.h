@@ -236,7 +236,7 @@ INLINE void quant_row_units(tile *t, V sum[NV], int nv, bool second, quant_forma
     const uint8_t *x = (const uint8_t *)t->x + XL_CPU_Q8_GROUP;
     const size_t step = XL_CPU_Q8_BLOCK * (size_t)unit_blocks(f);
     int unit = 0;
-    /* Q8_0 gains a twentieth where no branch comes between the blocks, the others lose as much */
+    /* Q8_0 gains a twentieth where no branch comes between the blocks, the others lose */
     if (f == Q8_0 && units == 8)
         UNROLL for (; unit < 8; unit++) quant_row_unit(t, sum, x + (size_t)unit * step, unit, nv, second, f);
     for (; unit < units; unit++) quant_row_unit(t, sum, x + (size_t)unit * step, unit, nv, second, f);
