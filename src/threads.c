@@ -4,7 +4,7 @@
  * compare-and-swap on a ticket, so a late worker can never take a piece of a region that has ended, and whatever it
  * reads after a successful claim (function, argument, count) stays put until it has reported the piece done. Waiting
  * spins for a fraction of a millisecond, the usual gap between two operations of a token, and then sleeps on a
- * condition variable.
+ * condition variable. A thread that spins fetches memory it will read later, if it was told of some.
  */
 #include "threads.h"
 
@@ -15,12 +15,19 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_THREADS = 1024, SPINS = 20000 };
+enum { MAX_THREADS = 1024, SPINS = 20000, LINES = 8 /* fetched between two looks for work */ };
+
+/* How far a thread has come with fetching ahead. */
+typedef struct fetching {
+    const xl_pool_ahead *what; /* the list it goes by */
+    uintptr_t at, end;
+} fetching;
 
 typedef struct worker {
     struct xl_pool *pool;
     pthread_t thread;
     uint32_t index; /* 1 .. threads - 1; the caller is 0 */
+    fetching fetch;
 } worker;
 
 struct xl_pool {
@@ -28,6 +35,7 @@ struct xl_pool {
     _Alignas(XL_ALIGN) atomic_uint done;     /* pieces finished in this region */
     _Alignas(XL_ALIGN) atomic_uint sleepers; /* workers asleep or about to be */
     atomic_bool caller_sleeps, quit;
+    _Atomic(const xl_pool_ahead *) ahead; /* [threads] or NULL */
     /* written by the caller while no piece is left, read by a worker only after it has claimed one */
     xl_task_fn fn;
     void *arg;
@@ -36,7 +44,7 @@ struct xl_pool {
     pthread_mutex_t mutex;
     pthread_cond_t work, finished;
     uint32_t threads, started; /* threads: caller included; started: workers that run */
-    worker *workers;
+    worker *workers; /* [threads], the first for the caller */
     atomic_uint_least64_t *tickets; /* [threads]: region << 32 | pieces left */
 };
 
@@ -49,10 +57,31 @@ static void relax(void)
 #endif
 }
 
-/* First piece of a thread's own: every thread has as many as any other, or one more. */
-static uint32_t first_piece(const xl_pool *pool, uint32_t pieces, uint32_t thread)
+/* A moment of waiting: the next few lines of memory that are to be fetched, or nothing. */
+static void wait_a_moment(xl_pool *pool, uint32_t index)
+{
+    fetching *f = &pool->workers[index].fetch;
+    const xl_pool_ahead *what = atomic_load_explicit(&pool->ahead, memory_order_acquire);
+    if (what != f->what) {
+        f->what = what;
+        f->at = what ? atomic_load_explicit(&what[index].first, memory_order_relaxed) : 0;
+        f->end = what ? atomic_load_explicit(&what[index].end, memory_order_relaxed) : 0;
+    }
+    if (f->at >= f->end) {
+        relax();
+        return;
+    }
+    for (int i = 0; i < LINES; i++, f->at += 64) __builtin_prefetch((const void *)f->at, 0, 2);
+}
+
+uint32_t xl_pool_first(const xl_pool *pool, uint32_t pieces, uint32_t thread)
 {
     return (uint32_t)((uint64_t)pieces * thread / pool->threads);
+}
+
+void xl_pool_fetch(xl_pool *pool, const xl_pool_ahead *ahead)
+{
+    atomic_store_explicit(&pool->ahead, ahead, memory_order_release);
 }
 
 /* Takes pieces of the current region until none is left: its own in order, then those of the threads that follow. */
@@ -67,7 +96,7 @@ static void drain(xl_pool *pool, uint32_t index)
             if (!atomic_compare_exchange_weak_explicit(word, &left, left - 1, memory_order_acq_rel, memory_order_acquire))
                 continue;
             pieces = pool->pieces;
-            pool->fn(pool->arg, first_piece(pool, pieces, owner + 1) - (uint32_t)left, index);
+            pool->fn(pool->arg, xl_pool_first(pool, pieces, owner + 1) - (uint32_t)left, index);
             done++;
             left = atomic_load_explicit(word, memory_order_acquire);
         }
@@ -92,7 +121,7 @@ static void *work(void *arg)
     xl_pool *pool = w->pool;
     uint32_t seen = 0;
     while (!atomic_load(&pool->quit)) {
-        for (int i = 0; i < SPINS && idle(pool, seen); i++) relax();
+        for (int i = 0; i < SPINS && idle(pool, seen); i++) wait_a_moment(pool, w->index);
         if (idle(pool, seen)) {
             pthread_mutex_lock(&pool->mutex);
             atomic_fetch_add(&pool->sleepers, 1);
@@ -198,12 +227,12 @@ void xl_pool_run(xl_pool *pool, uint32_t n, xl_task_fn fn, void *arg)
     uint32_t region = atomic_load(&pool->region) + 1;
     for (uint32_t i = 0; i < pool->threads; i++)
         atomic_store_explicit(&pool->tickets[i],
-                              (uint64_t)region << 32 | (first_piece(pool, n, i + 1) - first_piece(pool, n, i)),
+                              (uint64_t)region << 32 | (xl_pool_first(pool, n, i + 1) - xl_pool_first(pool, n, i)),
                               memory_order_release);
     atomic_store(&pool->region, region);
     wake_workers(pool);
     drain(pool, 0);
-    for (int i = 0; i < SPINS && atomic_load(&pool->done) != n; i++) relax();
+    for (int i = 0; i < SPINS && atomic_load(&pool->done) != n; i++) wait_a_moment(pool, 0);
     if (atomic_load(&pool->done) == n) return;
     pthread_mutex_lock(&pool->mutex);
     atomic_store(&pool->caller_sleeps, true);

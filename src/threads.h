@@ -9,6 +9,8 @@
 
 #include "base.h"
 
+#include <stdatomic.h>
+
 typedef struct xl_pool xl_pool;
 
 /* `threads` includes the caller; 0: all CPUs this process may use. */
@@ -20,5 +22,16 @@ uint32_t xl_pool_threads(const xl_pool *pool);
 typedef void (*xl_task_fn)(void *arg, uint32_t piece, uint32_t worker);
 /* Runs pieces 0 .. n-1 and returns when all are done. One caller at a time. */
 void xl_pool_run(xl_pool *pool, uint32_t n, xl_task_fn fn, void *arg);
+/* First of the run of pieces that is a thread's own, out of `pieces`. */
+uint32_t xl_pool_first(const xl_pool *pool, uint32_t pieces, uint32_t thread);
+
+/* Memory that a thread will read before long: from `first` up to `end`. It is only fetched, never read, so that nothing happens
+ * if it is no longer there. */
+typedef struct xl_pool_ahead {
+    atomic_uintptr_t first, end;
+} xl_pool_ahead;
+/* From now on a thread that waits, for work or for the others, fetches its own into its second-level cache. `ahead` [threads], or
+ * NULL for nothing, is used until the next call or xl_pool_free. By the pool's caller. */
+void xl_pool_fetch(xl_pool *pool, const xl_pool_ahead *ahead);
 
 #endif

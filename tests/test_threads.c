@@ -10,6 +10,7 @@
 #include "threads.h"
 
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -63,6 +64,59 @@ static void test_every_piece_once(void **state)
     }
 }
 
+/* Threads that wait fetch memory, whether it is there or not, in lists that change under them; pieces still run once each. */
+static void test_fetching_while_waiting(void **state)
+{
+    enum { THREADS = 4, LISTS = 3, BYTES = 1 << 16 };
+    (void)state;
+    static region r;
+    static uint8_t memory[BYTES];
+    static xl_pool_ahead lists[LISTS][THREADS];
+    uint8_t *gone = malloc(BYTES);
+    assert_non_null(gone);
+    uintptr_t freed = (uintptr_t)gone;
+    free(gone);
+    const uintptr_t begin[] = {(uintptr_t)memory, freed, 0, UINTPTR_MAX - BYTES};
+    for (int l = 0; l < LISTS; l++)
+        for (int t = 0; t < THREADS; t++) {
+            lists[l][t].first = begin[(l + t) % 4];
+            lists[l][t].end = begin[(l + t) % 4] + (l + t == 0 ? 0 : BYTES - 1);
+        }
+    xl_pool *pool;
+    assert_int_equal(xl_pool_new(&pool, THREADS, NULL), XLSTM_OK);
+    memset(&r, 0, sizeof r);
+    r.threads = THREADS;
+    for (uint32_t i = 0; i < 2000; i++) {
+        xl_pool_fetch(pool, i % 5 == 4 ? NULL : lists[i % LISTS]);
+        atomic_store_explicit(&lists[(i + 1) % LISTS][i % THREADS].first, begin[i % 4], memory_order_relaxed);
+        xl_pool_run(pool, 9, count, &r);
+    }
+    for (uint32_t p = 0; p < 9; p++) assert_int_equal(atomic_load(&r.runs[p]), 2000);
+    assert_int_equal(atomic_load(&r.bad), 0);
+    for (size_t i = 0; i < BYTES; i++) assert_int_equal(memory[i], 0);
+    xl_pool_free(pool);
+}
+
+/* The runs of all threads cover the pieces, in order, and differ by one at most. */
+static void test_first_pieces(void **state)
+{
+    (void)state;
+    static const uint32_t threads[] = {1, 2, 3, 16}, pieces[] = {0, 1, 2, 15, 16, 17, 386, UINT32_MAX / 2};
+    for (size_t t = 0; t < XL_COUNT(threads); t++) {
+        xl_pool *pool;
+        assert_int_equal(xl_pool_new(&pool, threads[t], NULL), XLSTM_OK);
+        for (size_t n = 0; n < XL_COUNT(pieces); n++) {
+            assert_int_equal(xl_pool_first(pool, pieces[n], 0), 0);
+            assert_int_equal(xl_pool_first(pool, pieces[n], threads[t]), pieces[n]);
+            for (uint32_t i = 0; i < threads[t]; i++) {
+                uint32_t own = xl_pool_first(pool, pieces[n], i + 1) - xl_pool_first(pool, pieces[n], i);
+                assert_in_range(own, pieces[n] / threads[t], pieces[n] / threads[t] + 1);
+            }
+        }
+        xl_pool_free(pool);
+    }
+}
+
 static void nap(void *arg, uint32_t piece, uint32_t worker)
 {
     (void)worker;
@@ -101,6 +155,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_piece_once),
+        cmocka_unit_test(test_fetching_while_waiting),
+        cmocka_unit_test(test_first_pieces),
         cmocka_unit_test(test_caller_waits_for_slow_piece),
         cmocka_unit_test(test_arguments),
     };

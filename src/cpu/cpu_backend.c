@@ -9,12 +9,12 @@
 #include <immintrin.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
-#include <unistd.h>
 #endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
+#include <unistd.h>
 
 /* ---- choice of kernels ------------------------------------------------------------------------------------------ */
 
@@ -177,6 +177,7 @@ static void cpu_close(xl_backend *be)
     void *const gates[] = {c->gates.i, c->gates.lf, c->gates.m, c->gates.carry, c->gates.weight, c->gates.den};
     for (size_t i = 0; i < XL_COUNT(gates); i++) xl_release(gates[i]);
     xl_release(c->n_start);
+    xl_release(c->ahead);
     xl_release(c->faults);
     xl_pool_free(c->pool);
     xl_release(c);
@@ -206,6 +207,22 @@ static bool worker_scratch(xl_cpu *c, xl_cpu_worker *w, xlstm_error *err)
            (c->layout.dtype == XLSTM_F32 || floats(&w->C, dq, W, err));
 }
 
+/* While the fastest threads wait, memory rests. So they fetch what they begin the next product with, to a part of the second-level
+ * cache. Two or three threads wait too little for it to pay (docs/performance.md). */
+static bool fetch_ahead(xl_cpu *c, xlstm_error *err)
+{
+    enum { LEAST_THREADS = 4, USUAL = 1 << 20, PART = 4 };
+    if (c->threads < LEAST_THREADS) return true;
+    long cache = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    c->ahead_bytes = (cache > 0 ? (size_t)cache : USUAL) / PART;
+    c->products = 4 * c->o.num_blocks + 1;
+    c->ahead = xl_calloc((size_t)c->products * c->threads, sizeof *c->ahead, err);
+    return c->ahead != NULL;
+}
+
 static int cpu_open(xl_backend **out, const xl_backend_options *options, xlstm_error *err)
 {
     *out = NULL;
@@ -231,7 +248,7 @@ static int cpu_open(xl_backend **out, const xl_backend_options *options, xlstm_e
     result = XLSTM_E_MEMORY;
     c->faults = xl_calloc(rows, sizeof *c->faults, err);
     c->workers = xl_calloc(c->threads, sizeof *c->workers, err);
-    if (!c->faults || !c->workers) goto fail;
+    if (!c->faults || !c->workers || !fetch_ahead(c, err)) goto fail;
     if (!floats(&c->gates.i, heads, rows, err) || !floats(&c->gates.lf, heads, rows, err) ||
         !floats(&c->gates.m, heads, rows, err) || !floats(&c->gates.carry, heads, rows, err) ||
         !floats(&c->gates.weight, heads, rows, err) || !floats(&c->gates.den, heads, rows, err) ||
@@ -442,6 +459,7 @@ static int cpu_begin(xl_backend *be, const xl_batch *batch, bool *replay, xlstm_
     (void)err;
     xl_cpu *c = xl_cpu_of(be);
     c->batch = batch;
+    c->product = 0;
     memset(c->faults, 0, batch->rows * sizeof *c->faults);
     *replay = false;
     return XLSTM_OK;

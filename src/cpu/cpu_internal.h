@@ -73,6 +73,11 @@ typedef struct xl_cpu {
     uint32_t threads;
     uint8_t *packed[XL_CPU_PACKS]; /* activations of the running product, for packed_cols columns */
     size_t packed_cols[XL_CPU_PACKS], decoded_cols;
+    /* Where each thread began to read weights in each product of the last pass of few rows: [products][threads]. NULL: nothing is
+     * fetched while threads wait. */
+    xl_pool_ahead *ahead;
+    uint32_t products, product; /* of a pass; index of the next in the running pass */
+    size_t ahead_bytes;         /* fetched for a thread at most */
     xl_cpu_gates gates;
     float *n_start; /* [max_rows][num_heads * head_qk]: n before the piece that starts at this row */
     size_t piece_max, piece_row; /* L, L_row */

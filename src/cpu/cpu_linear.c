@@ -267,6 +267,33 @@ static void linear_piece(void *arg, uint32_t piece, uint32_t worker)
     }
 }
 
+/* Notes where each thread begins to read weights in this product, for the next pass, and has those that wait fetch what the next
+ * product begins with, as the last pass had it: passes are alike. Many rows take longer to multiply than to fetch. */
+static void fetch_next(const linear_job *job)
+{
+    enum { FEW_ROWS = 16 };
+    xl_cpu *c = job->c;
+    uint32_t index = c->product++;
+    if (!c->ahead) return;
+    if (job->rows > FEW_ROWS || index >= c->products) {
+        xl_pool_fetch(c->pool, NULL);
+        return;
+    }
+    uint32_t pieces = job->start[job->n];
+    xl_pool_ahead *own = c->ahead + (size_t)index * c->threads;
+    for (uint32_t t = 0, at = 0; t < c->threads; t++) {
+        uint32_t piece = xl_pool_first(c->pool, pieces, t), end = xl_pool_first(c->pool, pieces, t + 1);
+        while (piece >= job->start[at + 1]) at++;
+        const xl_matrix *m = job->group[at].weight;
+        size_t each = m->panels ? m->panel_bytes : m->row_bytes * XL_CPU_DOT_ROWS;
+        size_t bytes = (XL_MIN(end, job->start[at + 1]) - piece) * each;
+        uintptr_t first = (uintptr_t)(m->panels ? m->panels : m->bytes) + (piece - job->start[at]) * each;
+        atomic_store_explicit(&own[t].first, first, memory_order_relaxed);
+        atomic_store_explicit(&own[t].end, first + XL_MIN(bytes, c->ahead_bytes), memory_order_relaxed);
+    }
+    xl_pool_fetch(c->pool, c->ahead + (size_t)((index + 1) % c->products) * c->threads);
+}
+
 void xl_cpu_linear(xl_backend *be, const xl_linear *group, uint32_t n, const xl_buffer *x, bool out_rows)
 {
     xl_cpu *c = xl_cpu_of(be);
@@ -293,5 +320,6 @@ void xl_cpu_linear(xl_backend *be, const xl_linear *group, uint32_t n, const xl_
             uint32_t tiles = xl_cpu_tiles(XL_MIN(job.rows, (uint32_t)XL_CPU_MAX_ROWS), c->kernels.tile[p]) * job.chunks;
             xl_cpu_run(c, tiles, pack_chunk_tile, &job);
         }
+    fetch_next(&job);
     xl_cpu_run(c, job.start[n], linear_piece, &job);
 }
