@@ -177,9 +177,9 @@ static void cpu_close(xl_backend *be)
     void *const gates[] = {c->gates.i, c->gates.lf, c->gates.m, c->gates.carry, c->gates.weight, c->gates.den};
     for (size_t i = 0; i < XL_COUNT(gates); i++) xl_release(gates[i]);
     xl_release(c->n_start);
-    xl_release(c->ahead);
     xl_release(c->faults);
     xl_pool_free(c->pool);
+    xl_release(c->ahead); /* which the pool's threads look at until they end */
     xl_release(c);
 }
 
