@@ -203,11 +203,11 @@ INLINE void save_levels(uint8_t *out, const float *in, float largest, uint32_t n
     uint32_t i = 0;
     for (; i + VW <= n; i += VW) {
         V x = v_load(in + i);
-        B b = v_to_level((xl_is_finite(step) ? x : zero) * inverse);
+        B b = v_to_bytes(v_level((xl_is_finite(step) ? x : zero) * inverse));
         memcpy(out + i, &b, VW);
     }
     if (i < n) {
-        B b = v_to_level((xl_is_finite(step) ? v_load_part(in + i, n - i) : zero) * inverse);
+        B b = v_to_bytes(v_level((xl_is_finite(step) ? v_load_part(in + i, n - i) : zero) * inverse));
         memcpy(out + i, &b, n - i);
     }
 }

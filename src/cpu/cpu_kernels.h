@@ -50,12 +50,16 @@ typedef struct xl_cpu_product {
     xl_cpu_pack pack;
 } xl_cpu_product;
 
-/* What happens to a product's row on its way out. */
-typedef struct xl_cpu_epilogue {
+/* How a product's sums become results: bias, rounding, and the sum with what is there, rounded again. */
+typedef struct xl_cpu_results {
+    float *out;        /* [rows] of n, out_row apart */
+    const float *sums; /* [n / width, rounded up][rows][width] */
+    size_t out_row;
+    uint32_t rows, n, width; /* width: a multiple of lanes */
     const float *bias;       /* [n] or NULL */
-    bool add;                /* add to what `out` holds */
+    bool add;                /* to what `out` holds */
     xlstm_dtype round;       /* F32: none */
-} xl_cpu_epilogue;
+} xl_cpu_results;
 
 /* out (+)= A B with A(m, k) = a[m * a_row + k * a_k], B(k, n) = b[k * b_row + n]. */
 typedef struct xl_cpu_gemm {
@@ -95,7 +99,7 @@ typedef struct xl_cpu_kernels {
     /* out[r * out_row] = row `w` (any dtype) times x rows; `scratch` [K] for block formats */
     void (*dots)(float *out, size_t out_row, const void *w, xlstm_dtype dtype, const float *x, size_t x_row,
                  uint32_t rows, size_t K, float *scratch);
-    void (*finish)(float *out, const float *sum, uint32_t n, const xl_cpu_epilogue *e);
+    void (*finish)(const xl_cpu_results *r);
 
     void (*round)(float *out, const float *in, size_t n, xlstm_dtype dtype);
     /* false: the statistics are not finite. `stats`: what they are rounded to at every step (F32: not at all) */

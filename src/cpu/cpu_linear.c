@@ -233,7 +233,6 @@ static size_t piece_rows(const linear_job *job, const xl_matrix *m)
 
 static void linear_piece(void *arg, uint32_t piece, uint32_t worker)
 {
-    enum { AHEAD = 8 }; /* rows whose places in the output are fetched: they lie a row of it apart */
     const linear_job *job = arg;
     xl_cpu *c = job->c;
     const xl_cpu_kernels *kn = &c->kernels;
@@ -257,14 +256,10 @@ static void linear_piece(void *arg, uint32_t piece, uint32_t worker)
             kn->dots(sums + o - first, width, m->bytes + o * m->row_bytes, m->dtype, job->x + row * job->cols,
                      job->cols, rows, job->cols, c->workers[worker].decoded);
     }
-    for (uint32_t r = 0; r < rows; r++) {
-        float *out = l->out->data + (size_t)(row + r) * l->stride + l->column, *sum = sums + r * width;
-        for (size_t o = first; o < end && r + AHEAD < rows; o += 16) __builtin_prefetch(out + AHEAD * l->stride + o, 1);
-        for (size_t o = first; o < end; o += width, sum += rows * width) {
-            xl_cpu_epilogue e = {l->bias ? l->bias->vector + o : NULL, l->add, l->wide ? XLSTM_F32 : c->o.activations};
-            kn->finish(out + o, sum, (uint32_t)XL_MIN(end - o, width), &e);
-        }
-    }
+    kn->finish(&(xl_cpu_results){.out = l->out->data + (size_t)row * l->stride + l->column + first, .sums = sums,
+                                 .out_row = l->stride, .rows = rows, .n = (uint32_t)(end - first), .width = (uint32_t)width,
+                                 .bias = l->bias ? l->bias->vector + first : NULL, .add = l->add,
+                                 .round = l->wide ? XLSTM_F32 : c->o.activations});
 }
 
 /* Notes where each thread begins to read weights in this product, for the next pass, and has those that wait fetch what the next

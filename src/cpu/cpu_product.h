@@ -188,13 +188,40 @@ static void dots(float *out, size_t out_row, const void *w, xlstm_dtype dtype, c
 
 /* ---- the way out ------------------------------------------------------------------------------------------------ */
 
-static void finish(float *out, const float *sum, uint32_t n, const xl_cpu_epilogue *e)
+INLINE void finish_vector(const xl_cpu_results *r, float *out, const float *sum, size_t i, size_t n, bool add, xlstm_dtype round)
 {
-    for (size_t i = 0; i < n; i += VW) {
-        V y = v_get(sum, i, n);
-        if (e->bias) y += v_get(e->bias, i, n);
-        y = v_round_to(y, e->round);
-        if (e->add) y = v_round_to(v_get(out, i, n) + y, e->round);
-        v_put(out, y, i, n);
+    V y = v_get(sum, 0, n);
+    if (r->bias) y += v_get(r->bias + i, 0, n);
+    y = v_round_to(y, round);
+    if (add) y = v_round_to(v_get(out + i, 0, n) + y, round);
+    v_put(out + i, y, 0, n);
+}
+
+INLINE void finish_as(const xl_cpu_results *r, bool add, xlstm_dtype round)
+{
+    enum { AHEAD = 8 }; /* rows whose places are fetched: they lie a row of `out` apart */
+    const size_t whole = r->n / VW * VW, next = (size_t)r->rows * r->width;
+    for (uint32_t row = 0; row < r->rows; row++) {
+        float *out = r->out + row * r->out_row;
+        const float *sums = r->sums + (size_t)row * r->width;
+        for (size_t i = 0; i < r->n && row + AHEAD < r->rows; i += 16) __builtin_prefetch(out + AHEAD * r->out_row + i, 1);
+        for (size_t first = 0; first < whole; first += r->width, sums += next)
+            for (size_t i = first; i < XL_MIN(whole, first + r->width); i += VW)
+                finish_vector(r, out, sums + (i - first), i, VW, add, round);
     }
+    if (whole == r->n) return;
+    const float *sums = r->sums + whole / r->width * next + whole % r->width;
+    for (uint32_t row = 0; row < r->rows; row++, sums += r->width)
+        finish_vector(r, r->out + row * r->out_row, sums, whole, r->n - whole, add, round);
+}
+
+static void finish(const xl_cpu_results *r)
+{
+    /* constants for what every vector would ask */
+    if (r->round == XLSTM_BF16 && r->add)
+        finish_as(r, true, XLSTM_BF16);
+    else if (r->round == XLSTM_BF16)
+        finish_as(r, false, XLSTM_BF16);
+    else
+        finish_as(r, r->add, r->round);
 }

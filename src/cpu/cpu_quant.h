@@ -332,47 +332,60 @@ QUANT_FUNCTION(product_q6_k, Q6_K)
 
 /* One row of a group of up to 256 activations. Its step is that of the block of 32 with the largest activation, so that this one
  * is 127 steps; the steps of the others are that by a power of two, the smallest that leaves them below 128 steps. A NaN or
- * Inf makes the step NaN or Inf, and with it every product. Levels are small integers, so that their sums are exact. */
+ * Inf makes the step NaN or Inf, and with it every product; levels are nothing then, or where the step is too small to divide by. */
 INLINE void quantise_group(uint8_t *o, uint32_t rows, uint32_t r, const float *x, uint32_t blocks)
 {
     enum { LEAST = -20 }; /* activations a million times smaller than the largest are worth nothing */
-    int32_t largest[8], top = 0;
-    for (uint32_t b = 0; b < blocks; b++) {
-        VI block_top = {0};
-        UNROLL for (int i = 0; i < 32 / VW; i++) block_top = v_larger(block_top, v_load(x + 32 * b + i * VW));
-        float most = v_largest(block_top);
-        memcpy(&largest[b], &most, 4);
-        top = XL_MAX(top, largest[b]);
-    }
+    static const float nothing[256];
+    VI tops[8] = {{0}}, firsts[8] = {{0}}, seconds[8] = {{0}};
+    UNROLL for (uint32_t b = 0; b < blocks; b++)
+        UNROLL for (int i = 0; i < 32 / VW; i++) tops[b] = v_larger(tops[b], v_load(x + 32 * b + i * VW));
+    const VI4 largest[2] = {v_largest_4(tops), v_largest_4(tops + 4)};
+    int32_t top = 0;
+    UNROLL for (int i = 0; i < 8; i++) top = XL_MAX(top, largest[i / 4][i % 4]);
     float most;
     memcpy(&most, &top, 4);
-    float step = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0;
+    float step = most / 127.0f, inverse = 127.0f / most;
     memcpy(o + 4 * r, &step, 4);
-    uint32_t scaled[4] = {0}; /* pairs of 16 bits */
-    uint8_t *block = o + XL_CPU_Q8_GROUP * rows;
-    for (uint32_t b = 0; b < blocks; b++, block += XL_CPU_Q8_BLOCK * rows) {
-        /* magnitudes as integers: the exponent's difference, one more where the mantissa is larger */
-        int32_t e = XL_MAX((largest[b] - top + 0x7fffff) >> 23, (int32_t)LEAST);
-        uint32_t start = (uint32_t)(127 + 23 + e) << 23 | 1u << 22, raise = (uint32_t)(127 - e) << 23, lower = (uint32_t)(127 + e) << 23;
-        float up, down;
-        memcpy(&up, &raise, 4);
-        memcpy(&down, &lower, 4);
-        V sum[2] = {{0}, {0}};
-        UNROLL for (int i = 0; i < 32 / VW; i++) {
-            V level = v_nearest(v_load(x + 32 * b + i * VW) * v_all(inverse * up));
-            level = v_select(v_abs(level) <= 127.0f, level, v_all(0));
-            sum[i * VW / 16] += level;
-            B bytes = v_to_level(level);
-            memcpy(block + 20 * rows + 32 * r + i * VW, &bytes, sizeof bytes);
-        }
-        float first = v_sum(sum[0]), all = first + v_sum(sum[1]);
-        uint32_t all_levels = (uint32_t)(int)all, first_levels = (uint32_t)(int)first;
-        const uint32_t starts[5] = {start, start - 128 * all_levels, start - 8 * all_levels, start - 32 * first_levels,
-                                    start - 32 * (all_levels - first_levels)};
-        for (uint32_t i = 0; i < 5; i++) memcpy(block + 4 * (i * rows + r), &starts[i], 4);
-        scaled[b / 2] |= (uint32_t)(uint16_t)(int)rintf(all * down * XL_CPU_Q8_SUMS) << 16 * (b % 2);
+    if (!xl_is_finite(most) || !xl_is_finite(inverse)) {
+        x = nothing;
+        inverse = 0;
     }
-    for (int i = 0; i < 4; i++) memcpy(o + 4 * ((1 + (uint32_t)i) * rows + r), &scaled[i], 4);
+    /* magnitudes as integers: the exponent's difference, one more where the mantissa is larger */
+    VI4 exponent[2];
+    UNROLL for (int i = 0; i < 2; i++) {
+        VI4 e = (largest[i] - top + 0x7fffff) >> 23, least = (VI4){0} + LEAST;
+        exponent[i] = LARGER(e, least);
+    }
+    uint8_t *levels = o + XL_CPU_Q8_GROUP * rows + 20 * rows + 32 * r;
+    UNROLL for (uint32_t b = 0; b < blocks; b++) {
+        V factor = (V)u_all((uint32_t)(127 - exponent[b / 4][b % 4]) << 23) * inverse;
+        UNROLL for (int i = 0; i < 32 / VW; i++) {
+            VI level = v_level(v_load(x + 32 * b + i * VW) * factor);
+            B bytes = v_to_bytes(level);
+            if (i < 16 / VW)
+                firsts[b] += level;
+            else
+                seconds[b] += level;
+            memcpy(levels + b * XL_CPU_Q8_BLOCK * rows + i * VW, &bytes, sizeof bytes);
+        }
+    }
+    int16_t scaled[8];
+    UNROLL for (int i = 0; i < 2; i++) {
+        VI4 first = v_sum_4(firsts + 4 * i), second = v_sum_4(seconds + 4 * i), all = first + second;
+        VI4 start = (exponent[i] + 127 + 23) << 23 | 1 << 22;
+        const VI4 starts[5] = {start, start - 128 * all, start - 8 * all, start - 32 * first, start - 32 * second};
+        V4 down = (V4)((exponent[i] + 127) << 23) * (float)XL_CPU_Q8_SUMS;
+        VI4 sums = (VI4)(__builtin_convertvector(all, V4) * down + 12582912.0f) - 0x4b400000;
+        UNROLL for (int j = 0; j < 4; j++) {
+            uint32_t b = (uint32_t)(4 * i + j);
+            scaled[b] = (int16_t)sums[j];
+            if (b >= blocks) continue;
+            uint8_t *block = o + (XL_CPU_Q8_GROUP + XL_CPU_Q8_BLOCK * b) * rows + 4 * r;
+            UNROLL for (uint32_t n = 0; n < 5; n++) memcpy(block + 4 * n * rows, (const char *)&starts[n] + 4 * j, 4);
+        }
+    }
+    UNROLL for (int i = 0; i < 4; i++) memcpy(o + 4 * ((1 + (uint32_t)i) * rows + r), &scaled[2 * i], 4);
 }
 
 __attribute__((unused)) static void pack_q8(void *out, const float *x, size_t x_row, uint32_t rows, size_t K)
@@ -381,7 +394,10 @@ __attribute__((unused)) static void pack_q8(void *out, const float *x, size_t x_
         uint8_t *o = out;
         for (size_t k = 0; k < K; k += 256) {
             uint32_t blocks = (uint32_t)XL_MIN((K - k) / 32, (size_t)8);
-            quantise_group(o, rows, r, x + r * x_row + k, blocks);
+            if (blocks == 8)
+                quantise_group(o, rows, r, x + r * x_row + k, 8);
+            else
+                quantise_group(o, rows, r, x + r * x_row + k, blocks);
             o += (XL_CPU_Q8_GROUP + XL_CPU_Q8_BLOCK * (size_t)blocks) * rows;
         }
     }

@@ -74,27 +74,21 @@ INLINE V v_abs(V v) { return (V)((VU)v & 0x7fffffffu); }
 /* Halves of a vector's lanes are joined until four are left, in registers, then those likewise: a fixed tree. */
 typedef float V4 __attribute__((vector_size(16)));
 typedef int32_t VI4 __attribute__((vector_size(16)));
+#define ADD(a, b) ((a) + (b))
+#define LARGER(a, b) ((((a) > (b)) & (a)) | (~((a) > (b)) & (b)))
 #define JOIN_HALVES(FOUR, SOURCE, OP) \
     FOUR part[VW / 4]; \
     memcpy(part, &(SOURCE), sizeof part); \
     UNROLL for (int n = VW / 8; n > 0; n /= 2) \
         UNROLL for (int i = 0; i < n; i++) part[i] = OP(part[i], part[i + n]);
 
-#define ADD(a, b) ((a) + (b))
 INLINE float v_sum(V v)
 {
     JOIN_HALVES(V4, v, ADD)
     return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
 }
 
-/* Lanes' largest magnitudes so far, and the largest of all. As integers, magnitudes are in order too, with Inf and NaN
- * above all numbers. */
-INLINE VI v_larger(VI top, V v)
-{
-    VI magnitude = (VI)v_abs(v);
-    return (VI)v_select(magnitude > top, (V)magnitude, (V)top);
-}
-#define LARGER(a, b) ((((a) > (b)) & (a)) | (~((a) > (b)) & (b)))
+/* Of magnitudes as integers. */
 INLINE float v_largest(VI magnitudes)
 {
     JOIN_HALVES(VI4, magnitudes, LARGER)
@@ -102,6 +96,34 @@ INLINE float v_largest(VI magnitudes)
     float largest;
     memcpy(&largest, &most, sizeof largest);
     return largest;
+}
+
+/* Four vectors at once: lane i of the result is what is left of v[i]. */
+#define JOIN_FOUR(NAME, OP) \
+    INLINE VI4 NAME(const VI *v) \
+    { \
+        VI4 four[4]; \
+        UNROLL for (int j = 0; j < 4; j++) { \
+            JOIN_HALVES(VI4, v[j], OP) \
+            four[j] = part[0]; \
+        } \
+        UNROLL for (int j = 0; j < 4; j += 2) { \
+            VI4 a = __builtin_shufflevector(four[j], four[j + 1], 0, 4, 1, 5); \
+            VI4 b = __builtin_shufflevector(four[j], four[j + 1], 2, 6, 3, 7); \
+            four[j] = OP(a, b); \
+        } \
+        VI4 a = __builtin_shufflevector(four[0], four[2], 0, 1, 4, 5); \
+        VI4 b = __builtin_shufflevector(four[0], four[2], 2, 3, 6, 7); \
+        return OP(a, b); \
+    }
+JOIN_FOUR(v_sum_4, ADD)
+JOIN_FOUR(v_largest_4, LARGER)
+
+/* Magnitudes as integers: in order too, with Inf and NaN above all numbers. Lanes' largest so far. */
+INLINE VI v_larger(VI top, V v)
+{
+    VI magnitude = (VI)v_abs(v);
+    return LARGER(magnitude, top);
 }
 
 /* ---- 16-bit formats --------------------------------------------------------------------------------------------- */
@@ -188,8 +210,9 @@ INLINE V v_load_u8(const void *p)
 
 /* Nearest integer, for |x| < 2^22. */
 INLINE V v_nearest(V x) { return (x + 12582912.0f) - 12582912.0f; }
-/* The same as bytes, for |x| < 128: adding that number leaves the integer in the lowest bits. */
-INLINE B v_to_level(V x) { return __builtin_convertvector(__builtin_convertvector((VI)(x + 12582912.0f), S), B); }
+/* The same as an integer, which adding that number leaves in the lowest bits; and small ones as bytes. */
+INLINE VI v_level(V x) { return (VI)(x + 12582912.0f) - 0x4b400000; }
+INLINE B v_to_bytes(VI level) { return __builtin_convertvector(__builtin_convertvector(level, S), B); }
 
 /* e^x within 2 ulp: x = n ln 2 + r, Taylor to degree 7 on |r| < 0.35, scaled in two steps so that the largest and
  * smallest results come out right. NaN goes through. */
@@ -231,8 +254,8 @@ INLINE V v_tanh(V x)
 /* ---- walking a product -------------------------------------------------------------------------------------------- */
 
 /* The weights of a block to come, fetched while this one is multiplied: the machine's own prefetcher stops where a block is
- * used for many rows, and too late when it is used for one. Every tile of rows fetches its share, `lines` at a time. They are fetched as data that is used once
- * (the third argument 0), which is a twentieth faster where memory gives all it has. */
+ * used for many rows, and too late when it is used for one. Every tile of rows fetches its share, `lines` at a time, as data
+ * that is used once (the third argument 0), which is a twentieth faster where memory gives all it has. */
 typedef struct fetch {
     uintptr_t at, end; /* may lie past the last panel */
     uint32_t lines;
