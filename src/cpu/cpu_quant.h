@@ -338,8 +338,9 @@ INLINE void quantise_group(uint8_t *o, uint32_t rows, uint32_t r, const float *x
     enum { LEAST = -20 }; /* activations a million times smaller than the largest are worth nothing */
     static const float nothing[256];
     VI tops[8] = {{0}}, firsts[8] = {{0}}, seconds[8] = {{0}};
-    UNROLL for (uint32_t b = 0; b < blocks; b++)
-        UNROLL for (int i = 0; i < 32 / VW; i++) tops[b] = v_larger(tops[b], v_load(x + 32 * b + i * VW));
+    UNROLL for (uint32_t b = 0; b < 8; b++)
+        UNROLL for (int i = 0; i < 32 / VW; i++)
+            if (b < blocks) tops[b] = v_larger(tops[b], v_load(x + 32 * b + i * VW));
     const VI4 largest[2] = {v_largest_4(tops), v_largest_4(tops + 4)};
     int32_t top = 0;
     UNROLL for (int i = 0; i < 8; i++) top = XL_MAX(top, largest[i / 4][i % 4]);
@@ -358,7 +359,7 @@ INLINE void quantise_group(uint8_t *o, uint32_t rows, uint32_t r, const float *x
         exponent[i] = LARGER(e, least);
     }
     uint8_t *levels = o + XL_CPU_Q8_GROUP * rows + 20 * rows + 32 * r;
-    UNROLL for (uint32_t b = 0; b < blocks; b++) {
+    for (uint32_t b = 0; b < blocks; b++) {
         V factor = (V)u_all((uint32_t)(127 - exponent[b / 4][b % 4]) << 23) * inverse;
         UNROLL for (int i = 0; i < 32 / VW; i++) {
             VI level = v_level(v_load(x + 32 * b + i * VW) * factor);
@@ -382,7 +383,7 @@ INLINE void quantise_group(uint8_t *o, uint32_t rows, uint32_t r, const float *x
             scaled[b] = (int16_t)sums[j];
             if (b >= blocks) continue;
             uint8_t *block = o + (XL_CPU_Q8_GROUP + XL_CPU_Q8_BLOCK * b) * rows + 4 * r;
-            UNROLL for (uint32_t n = 0; n < 5; n++) memcpy(block + 4 * n * rows, (const char *)&starts[n] + 4 * j, 4);
+            for (uint32_t n = 0; n < 5; n++) memcpy(block + 4 * n * rows, (const char *)&starts[n] + 4 * j, 4);
         }
     }
     UNROLL for (int i = 0; i < 4; i++) memcpy(o + 4 * ((1 + (uint32_t)i) * rows + r), &scaled[2 * i], 4);
