@@ -244,7 +244,9 @@ static int cpu_open(xl_backend **out, const xl_backend_options *options, xlstm_e
     size_t rows = options->max_rows, heads = options->num_heads;
     c->piece_max = XL_MIN(rows, (size_t)options->chunk_size);
     c->piece_row = xl_round_up(c->piece_max, XL_ALIGN / sizeof(float));
-    c->columns = c->layout.dtype == XLSTM_I8 ? options->head_v : XL_MIN(options->head_v, (uint32_t)XL_CPU_COLUMNS);
+    /* The scores of a chunk are computed for every share of the columns again. */
+    uint32_t most = options->num_heads >= 4 * c->threads ? 2 * XL_CPU_COLUMNS : XL_CPU_COLUMNS;
+    c->columns = c->layout.dtype == XLSTM_I8 ? options->head_v : XL_MIN(options->head_v, most);
     result = XLSTM_E_MEMORY;
     c->faults = xl_calloc(rows, sizeof *c->faults, err);
     c->workers = xl_calloc(c->threads, sizeof *c->workers, err);
