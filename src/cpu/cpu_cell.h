@@ -1,7 +1,7 @@
 /*
  * cpu_cell.h — everything of one instruction set that is no product with weights: norms, activations, and the pieces of
  * the mLSTM cell. Included once by its file, after cpu_product.h.
- *   GR, GN   rows and vectors of a tile of `gemm`
+ *   GR, GN   rows and vectors of a tile of `gemm`; GR is at most 6
  *   SN       vectors of C a step keeps sums for in registers
  */
 
@@ -109,45 +109,62 @@ static bool softcap(float *x, size_t n, float cap)
 
 /* ---- small products of the chunk form --------------------------------------------------------------------------- */
 
-INLINE void gemm_tile(const xl_cpu_gemm *g, uint32_t m, uint32_t n, int mr, int nv, size_t part)
+/* Columns of B are copied to a panel first, [K][nv][VW]: rows of a state lie so far apart that they push each other out of the
+ * first-level cache. */
+enum { GEMM_K = 256 };
+
+INLINE void gemm_tile(const xl_cpu_gemm *g, const V *panel, uint32_t k0, uint32_t m, uint32_t n, int mr, int nv, bool whole)
 {
     V sum[GR][GN];
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = (V){0};
-    const float *a = g->a + m * g->a_row, *b = g->b + n;
-    for (uint32_t k = 0; k < g->K; k++, a += g->a_k, b += g->b_row) {
-        V row[GN];
-        UNROLL for (int v = 0; v < nv; v++) row[v] = part ? v_load_part(b, part) : v_load(b + v * VW);
+    const float *a = g->a + m * g->a_row + k0 * g->a_k;
+    const uint32_t K = XL_MIN(g->K - k0, (uint32_t)GEMM_K);
+    for (uint32_t k = 0; k < K; k++, a += g->a_k, panel += nv)
         UNROLL for (int r = 0; r < mr; r++) {
             V x = v_all(a[(size_t)r * g->a_row]);
-            UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(x, row[v], sum[r][v]);
+            UNROLL for (int v = 0; v < nv; v++) sum[r][v] = FMA(x, panel[v], sum[r][v]);
         }
-    }
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) {
             float *at = g->out + (m + (uint32_t)r) * g->out_row + n + v * VW;
+            const size_t part = whole ? VW : g->N - n;
             V y = sum[r][v];
-            if (g->keep) y = FMA(v_all(g->scale), part ? v_load_part(at, part) : v_load(at), y);
-            if (part)
-                v_store_part(at, y, part);
-            else
-                v_store(at, y);
+            if (k0 > 0)
+                y += v_get(at, 0, part);
+            else if (g->keep)
+                y = FMA(v_all(g->scale), v_get(at, 0, part), y);
+            v_put(at, y, 0, part);
         }
 }
 
-INLINE void gemm_rows(const xl_cpu_gemm *g, uint32_t m, int mr)
+#define GEMM_CASE(r) \
+    case r: \
+        if (r <= GR) gemm_tile(g, panel, k0, m, n, r <= GR ? r : GR, nv, whole); \
+        break;
+INLINE void gemm_columns(const xl_cpu_gemm *g, uint32_t n, int nv, bool whole)
 {
-    uint32_t n = 0;
-    for (; n + GN * VW <= g->N; n += GN * VW) gemm_tile(g, m, n, mr, GN, 0);
-    for (; n + VW <= g->N; n += VW) gemm_tile(g, m, n, mr, 1, 0);
-    if (n < g->N) gemm_tile(g, m, n, mr, 1, g->N - n);
+    V panel[GEMM_K * GN];
+    const uint32_t tiles = xl_cpu_tiles(g->M, GR);
+    for (uint32_t k0 = 0; k0 < g->K; k0 += GEMM_K) {
+        const float *b = g->b + k0 * g->b_row + n;
+        for (uint32_t k = 0; k < XL_MIN(g->K - k0, (uint32_t)GEMM_K); k++, b += g->b_row)
+            UNROLL for (int v = 0; v < nv; v++)
+                panel[k * (uint32_t)nv + (uint32_t)v] = v_get(b + v * VW, 0, whole ? VW : g->N - n);
+        for (uint32_t t = 0, m = 0; t < tiles; m += xl_cpu_tile_rows(g->M, GR, t++))
+            switch (xl_cpu_tile_rows(g->M, GR, t)) {
+                GEMM_CASE(1) GEMM_CASE(2) GEMM_CASE(3) GEMM_CASE(4) GEMM_CASE(5) GEMM_CASE(6)
+            default: break;
+            }
+    }
 }
 
 static void gemm(const xl_cpu_gemm *g)
 {
-    uint32_t m = 0;
-    for (; m + GR <= g->M; m += GR) gemm_rows(g, m, GR);
-    for (; m < g->M; m++) gemm_rows(g, m, 1);
+    uint32_t n = 0;
+    for (; n + GN * VW <= g->N; n += GN * VW) gemm_columns(g, n, GN, true);
+    for (; n + VW <= g->N; n += VW) gemm_columns(g, n, 1, true);
+    if (n < g->N) gemm_columns(g, n, 1, false);
 }
 
 static float weigh(float *p, float *log_weight, float forget, float M, uint32_t n)
