@@ -28,7 +28,7 @@ static const char *const backends[] = {"reference64", "reference", "cpu"};
 
 /* ---- one cell problem: T tokens, NH heads --------------------------------------------------------------------------- */
 
-enum { NH = 2, BLOCKS = 1 };
+enum { NH = 4, BLOCKS = 1 };
 
 typedef struct problem {
     size_t T, dq, dv;
@@ -309,6 +309,28 @@ static void test_step_equals_chunk_at_7b_shape(void **state)
     free_problem(&p);
 }
 
+/* Keys and chunks longer than what products take of K at once, head dimensions no vector divides: against the recurrence. One
+ * thread has all columns of a head, five share them. */
+static void test_long_keys_and_chunks(void **state)
+{
+    (void)state;
+    problem p = make_problem(330, 300, 523, 15);
+    result want = oracle(&p);
+    for (size_t b = 1; b < XL_COUNT(backends); b++)
+        for (uint32_t threads = 1; threads <= 5; threads += 4) {
+            xl_backend *be = open_backend(backends[b], &p, 320, threads);
+            if (be == NULL) break;
+            size_t whole[1] = {330};
+            result got = new_result(&p);
+            assert_false(run_cell(be, &p, whole, 1, &got));
+            compare(&p, &got, &want, 1e-5, 2e-6, 1e-4);
+            free_result(&got);
+            be->ops->close(be);
+        }
+    free_result(&want);
+    free_problem(&p);
+}
+
 /* Gates pinned at the caps, +-50 before them, for 4096 tokens: nothing overflows, in chunks and in steps. */
 static void test_gate_extremes_stay_finite(void **state)
 {
@@ -424,6 +446,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_partitions_agree_with_recurrence),
         cmocka_unit_test(test_step_equals_chunk_at_7b_shape),
+        cmocka_unit_test(test_long_keys_and_chunks),
         cmocka_unit_test(test_gate_extremes_stay_finite),
         cmocka_unit_test(test_nan_gate_is_reported),
         cmocka_unit_test(test_constant_head_is_normalised_to_zero),
