@@ -81,7 +81,6 @@ static void add_extensions(xl_cpu *c, uint32_t allowed)
     if (c->kernels.bit == XLSTM_CPU_AVX512 && (allowed & XLSTM_CPU_AVX512_VNNI)) {
         add_products(c, xl_cpu_products_avx512vnni);
         names[1] = "-vnni";
-        c->kernels.fetch_second = __builtin_cpu_is("intel"); /* measured: docs/performance.md */
     }
     if (c->kernels.bit == XLSTM_CPU_AVX512 && (allowed & XLSTM_CPU_AMX)) {
         c->kernels.product_bf16[XLSTM_BF16] = xl_cpu_products_amx[0];
@@ -118,6 +117,9 @@ static int choose_kernels(xl_cpu *c, xlstm_error *err)
     for (size_t i = 0; i < XL_COUNT(tables); i++) {
         if (!(tables[i]->bit & allowed)) continue;
         c->kernels = *tables[i];
+#if defined(__x86_64__)
+        c->kernels.kept = __builtin_cpu_is("intel"); /* measured: docs/performance.md */
+#endif
         add_extensions(c, allowed);
         return XLSTM_OK;
     }

@@ -38,7 +38,7 @@ typedef struct xl_cpu_panels {
     const uint8_t *first;
     size_t bytes; /* from one panel to the next */
     uint32_t count, last_width;
-    bool second; /* a single row of block formats fetches ahead into the second-level cache, not the first */
+    bool kept; /* weights fetched ahead stay in the second-level cache; else they pass it, as data that is used once */
 } xl_cpu_panels;
 
 /* out [count][rows][panel] = x W^T; columns from a narrow panel's width on are left alone. */
@@ -86,7 +86,7 @@ typedef struct xl_cpu_step {
 } xl_cpu_step;
 
 typedef struct xl_cpu_kernels {
-    bool fetch_second; /* xl_cpu_panels.second */
+    bool kept; /* xl_cpu_panels.kept */
     const char *name;
     uint32_t bit;   /* XLSTM_CPU_* */
     uint32_t lanes; /* floats in a vector: the width of a narrow panel */

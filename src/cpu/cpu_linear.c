@@ -247,7 +247,7 @@ static void linear_piece(void *arg, uint32_t piece, uint32_t worker)
     if (m->panels) {
         size_t p = first / kn->panel, last = (end - 1) / kn->panel;
         xl_cpu_panels panels = {m->panels + p * m->panel_bytes, m->panel_bytes, (uint32_t)(last - p + 1),
-                                xl_cpu_panel_width(c, m, last), kn->fetch_second};
+                                xl_cpu_panel_width(c, m, last), kn->kept};
         m->product.fn(sums, &panels, c->packed[m->product.pack] + row * packed_row(m->product.pack, job->cols), rows,
                       job->cols);
         width = kn->panel;

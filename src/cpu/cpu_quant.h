@@ -205,14 +205,14 @@ INLINE void quant_tile(tile *t, V sum[QR][NV], const spread *s, int mr, int nv, 
 }
 
 /* A single row against one unit of a panel, through registers. */
-INLINE void quant_row_unit(tile *t, V sum[NV], const uint8_t *x, int unit, int nv, bool second, quant_format f)
+INLINE void quant_row_unit(tile *t, V sum[NV], const uint8_t *x, int unit, int nv, bool kept, quant_format f)
 {
     const size_t width = (size_t)nv * VW, bytes = width * bytes_256(f) / 8 * (size_t)unit_blocks(f);
     VI dot[2][1][NV];
     UNROLL for (int b = 0; b < unit_blocks(f); b++)
         UNROLL for (int v = 0; v < nv; v++) dot[b][0][v] = first_dot(x + XL_CPU_Q8_BLOCK * b, 1, 0, 0, raised(f, b), f);
     UNROLL for (int g = 0; g < unit_reads(f); g++) {
-        fetch_step(&t->ahead, (size_t)unit * bytes, bytes, (size_t)g, (size_t)unit_reads(f), second);
+        fetch_step(&t->ahead, (size_t)unit * bytes, bytes, (size_t)g, (size_t)unit_reads(f), kept);
         UNROLL for (int v = 0; v < nv; v++) {
             VU place[4];
             read_bytes(place, t->w, unit, g, width, (size_t)v * VW, true, f);
@@ -230,7 +230,7 @@ INLINE void quant_row_unit(tile *t, V sum[NV], const uint8_t *x, int unit, int n
     }
 }
 
-INLINE void quant_row_units(tile *t, V sum[NV], int nv, bool second, quant_format f)
+INLINE void quant_row_units(tile *t, V sum[NV], int nv, bool kept, quant_format f)
 {
     const int units = (int)(t->span / 32) / unit_blocks(f);
     const uint8_t *x = (const uint8_t *)t->x + XL_CPU_Q8_GROUP;
@@ -238,13 +238,13 @@ INLINE void quant_row_units(tile *t, V sum[NV], int nv, bool second, quant_forma
     int unit = 0;
     /* Q8_0 gains a twentieth where no branch comes between the blocks, the others lose */
     if (f == Q8_0 && units == 8)
-        UNROLL for (; unit < 8; unit++) quant_row_unit(t, sum, x + (size_t)unit * step, unit, nv, second, f);
-    for (; unit < units; unit++) quant_row_unit(t, sum, x + (size_t)unit * step, unit, nv, second, f);
+        UNROLL for (; unit < 8; unit++) quant_row_unit(t, sum, x + (size_t)unit * step, unit, nv, kept, f);
+    for (; unit < units; unit++) quant_row_unit(t, sum, x + (size_t)unit * step, unit, nv, kept, f);
 }
 
 INLINE void quant_row(tile *t, V sum[NV], int nv, quant_format f)
 {
-    if (t->ahead.second)
+    if (t->ahead.kept)
         quant_row_units(t, sum, nv, true, f);
     else
         quant_row_units(t, sum, nv, false, f);

@@ -254,26 +254,35 @@ INLINE V v_tanh(V x)
 /* ---- walking a product -------------------------------------------------------------------------------------------- */
 
 /* The weights of a block to come, fetched while this one is multiplied: the machine's own prefetcher stops where a block is
- * used for many rows, and too late when it is used for one. Every tile of rows fetches its share, `lines` at a time, as data
- * that is used once (the third argument 0), which is a twentieth faster where memory gives all it has. */
+ * used for many rows, and too late when it is used for one. Every tile of rows fetches its share, `lines` at a time. */
 typedef struct fetch {
     uintptr_t at, end; /* may lie past the last panel */
     uint32_t lines;
-    bool second; /* for a single row: into the second-level cache */
+    bool kept; /* xl_cpu_panels.kept */
 } fetch;
+
+/* The last argument of the builtin: 3 means all caches, 2 the second-level one and those behind it, 0 the nearest alone. */
+INLINE void fetch_line(uintptr_t at, bool kept, bool one_row)
+{
+    if (!kept)
+        __builtin_prefetch((const void *)at, 0, 0);
+    else if (one_row)
+        __builtin_prefetch((const void *)at, 0, 2);
+    else
+        __builtin_prefetch((const void *)at, 0, 3);
+}
 
 INLINE void fetch_some(fetch *f)
 {
-    for (uint32_t i = 0; i < f->lines && f->at < f->end; i++, f->at += 64) __builtin_prefetch((const void *)f->at, 0, 0);
+    for (uint32_t i = 0; i < f->lines && f->at < f->end; i++, f->at += 64) fetch_line(f->at, f->kept, false);
 }
 
 /* For a single row, where every instruction counts: step i of n that cover `bytes`, all constants but `at`. */
-INLINE void fetch_step(const fetch *f, size_t at, size_t bytes, size_t i, size_t n, bool second)
+INLINE void fetch_step(const fetch *f, size_t at, size_t bytes, size_t i, size_t n, bool kept)
 {
     const size_t lines = (bytes + 63) / 64;
     UNROLL for (size_t line = i * lines / n; line < (i + 1) * lines / n; line++) {
-        if (second) __builtin_prefetch((const void *)(f->at + at + line * 64), 0, 2);
-        if (!second) __builtin_prefetch((const void *)(f->at + at + line * 64), 0, 0);
+        fetch_line(f->at + at + line * 64, kept, true);
     }
     __asm__ volatile("" : : : "memory"); /* or compilers gather the fetches of many steps in one place */
 }
@@ -313,7 +322,7 @@ INLINE void walk(float *out, const xl_cpu_panels *panels, const uint8_t *x, uint
             b.ahead.at = (uintptr_t)panels->first + next % panels->count * panels->bytes +
                          (k / XL_CPU_K_BLOCK + next / panels->count) * bytes;
             b.ahead.end = b.ahead.at + bytes;
-            b.ahead.second = panels->second;
+            b.ahead.kept = panels->kept;
             b.ahead.lines = (uint32_t)((bytes / 64 + steps - 1) / steps);
             prepare(&b, context);
             for (uint32_t t = 0; t < tiles; t++, row += b.rows) {
