@@ -378,12 +378,10 @@ INLINE void quantise_group(uint8_t *o, uint32_t rows, uint32_t r, const float *x
         const VI4 starts[5] = {start, start - 128 * all, start - 8 * all, start - 32 * first, start - 32 * second};
         V4 down = (V4)((exponent[i] + 127) << 23) * (float)XL_CPU_Q8_SUMS;
         VI4 sums = (VI4)(__builtin_convertvector(all, V4) * down + 12582912.0f) - 0x4b400000;
-        UNROLL for (int j = 0; j < 4; j++) {
-            uint32_t b = (uint32_t)(4 * i + j);
-            scaled[b] = (int16_t)sums[j];
-            if (b >= blocks) continue;
+        UNROLL for (int j = 0; j < 4; j++) scaled[4 * i + j] = (int16_t)sums[j];
+        for (uint32_t b = 4 * (uint32_t)i; b < XL_MIN(blocks, 4 * (uint32_t)i + 4); b++) {
             uint8_t *block = o + (XL_CPU_Q8_GROUP + XL_CPU_Q8_BLOCK * b) * rows + 4 * r;
-            for (uint32_t n = 0; n < 5; n++) memcpy(block + 4 * n * rows, (const char *)&starts[n] + 4 * j, 4);
+            for (uint32_t n = 0; n < 5; n++) memcpy(block + 4 * n * rows, (const char *)&starts[n] + b % 4 * 4, 4);
         }
     }
     UNROLL for (int i = 0; i < 4; i++) memcpy(o + 4 * ((1 + (uint32_t)i) * rows + r), &scaled[2 * i], 4);
