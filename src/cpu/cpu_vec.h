@@ -264,7 +264,7 @@ typedef struct fetch {
 /* The last argument of the builtin: 3 means all caches, 2 the second-level one and those behind it, 0 the nearest alone. */
 INLINE void fetch_line(uintptr_t at, bool kept, bool one_row)
 {
-    if (!kept)
+    if (__builtin_expect(!kept, 1)) /* told otherwise, gcc lays out the whole kernel anew: one row of Q4_K 4 % slower */
         __builtin_prefetch((const void *)at, 0, 0);
     else if (one_row)
         __builtin_prefetch((const void *)at, 0, 2);
