@@ -112,6 +112,7 @@ static bool softcap(float *x, size_t n, float cap)
 /* Columns of B are copied to a panel first, [K][nv][VW]: rows of a state lie so far apart that they push each other out of the
  * first-level cache. */
 enum { GEMM_K = 256 };
+_Static_assert(GR <= 6, "GEMM_CASE has no more");
 
 INLINE void gemm_tile(const xl_cpu_gemm *g, const V *panel, uint32_t k0, uint32_t m, uint32_t n, int mr, int nv, bool whole)
 {
