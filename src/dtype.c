@@ -96,7 +96,8 @@ uint16_t xl_f32_to_f16(float x)
 static uint16_t load16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
 static void store16(uint8_t *p, uint16_t v) { p[0] = (uint8_t)v; p[1] = (uint8_t)(v >> 8); }
 
-void xl_dtype_k_scale(const uint8_t *s, int g, uint8_t *scale, uint8_t *min)
+/* 6-bit scale and minimum of group g (0..7) out of the 12 packed bytes of a Q4_K or Q5_K block. */
+static void k_scale(const uint8_t *s, int g, uint8_t *scale, uint8_t *min)
 {
     if (g < 4) {
         *scale = s[g] & 63;
@@ -128,7 +129,7 @@ static void decode_q45_k(float *out, const uint8_t *b, const uint8_t *high, cons
     float d = xl_f16_to_f32(load16(b)), dmin = xl_f16_to_f32(load16(b + 2));
     for (int g = 0; g < 8; g++) {
         uint8_t scale, min;
-        xl_dtype_k_scale(b + 4, g, &scale, &min);
+        k_scale(b + 4, g, &scale, &min);
         float step = d * (float)scale, offset = dmin * (float)min;
         const uint8_t *q = nibbles + g / 2 * 32;
         for (int i = 0; i < 32; i++) {

@@ -44,7 +44,4 @@ static inline float xl_round_f16(float x) { return xl_f16_to_f32(xl_f32_to_f16(x
 void xl_decode_row(float *out, const void *in, xlstm_dtype dtype, size_t n);
 void xl_encode_row(void *out, const float *in, xlstm_dtype dtype, size_t n);
 
-/* 6-bit scale and minimum of group g (0..7) out of the 12 packed bytes of a Q4_K or Q5_K block. */
-void xl_dtype_k_scale(const uint8_t *packed, int g, uint8_t *scale, uint8_t *min);
-
 #endif

@@ -11,14 +11,12 @@
 #define QR 6
 #define FMA(a, b, c) ((V)_mm512_fmadd_ps(a, b, c))
 #define FROM_I8(p) ((V)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p)))))
-#define FROM_U8(p) ((V)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p)))))
 #define FROM_F16(h) ((V)_mm512_cvtph_ps((__m256i)(h)))
 #define TO_F16(v) ((H)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
 #define DOT4(sum, w, x) ((VI)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(w), (__m512i)(x)))
 #define DOT4_Q8 DOT4
 #define DOT4_WHOLE
 #define DOT2(sum, w, x) ((VI)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(w), (__m512i)(x)))
-#define FROM_PAIRS(p) ((VU)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(p))))
 #define Q8_BIAS 128
 
 #include "cpu_quant.h"

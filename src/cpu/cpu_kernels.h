@@ -25,7 +25,7 @@ typedef enum xl_cpu_pack {
 } xl_cpu_pack;
 
 /* Int8 activations: groups of 256 (the last may be shorter), each GROUP bytes and then BLOCK bytes for every 32, times r:
- *   group  float32 step [r], int16 sums of the blocks' levels times 2^e times SUMS [4][r][2]
+ *   group  float32 step [r], int16 sums of the levels of blocks 0 and 2, 1 and 3, 4 and 6, 5 and 7, times 2^e times SUMS [4][r][2]
  *   block  the bits of float32 1.5 * 2^(23 + e) [r]; the same less 128, less 8 times the sum of the levels [r], less 32 times
  *          that of the first 16, of the last 16 [r], where sums of products begin if weights are stored with such an
  *          offset; int8 levels [r][32]

@@ -17,13 +17,12 @@ typedef struct repack_job {
     float *decoded; /* [threads][cols] when the format changes; NULL otherwise */
 } repack_job;
 
-/* Bytes of a weight row inside a panel. The K formats keep their 6-bit scales and minima as bytes there. */
+/* Bytes of a weight row inside a panel. */
 static size_t panel_row_bytes(const xl_matrix *m)
 {
     const xl_dtype_traits *t = xl_dtype_get(m->dtype);
     if (m->dtype == XLSTM_BF16) return (m->cols + (m->cols & 1)) * 2;
-    size_t block = t->block_bytes + (m->dtype == XLSTM_Q4_K || m->dtype == XLSTM_Q5_K ? 4u : 0u);
-    return m->cols / t->block * block;
+    return m->cols / t->block * t->block_bytes;
 }
 
 /* Copies n items of `size` bytes of row r to their places in a panel: items of a row are `width` items apart. */
@@ -60,10 +59,7 @@ static void place_blocks(uint8_t *panel, size_t width, size_t r, const uint8_t *
             break;
         default: /* Q4_K, Q5_K */
             panel = spread_items(panel, width, r, in, 2, 2);
-            for (int g = 0; g < 8; g++) xl_dtype_k_scale(in + 4, g, &scratch[g], &scratch[8 + g]);
-            panel = spread_items(panel, width, r, scratch, 8, 1);
-            panel = spread_items(panel, width, r, scratch + 8, 4, 2);
-            panel = spread_items(panel, width, r, in + 16, (t->block_bytes - 16) / 4, 4);
+            panel = spread_items(panel, width, r, in + 4, (t->block_bytes - 4) / 4, 4);
         }
     }
 }

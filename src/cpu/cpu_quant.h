@@ -5,16 +5,15 @@
  *   Q8_BIAS             128 where DOT4_Q8 leaves the offset to the caller, else 0
  *   DOT4_WHOLE          DOT4 takes all unsigned bytes; may be left out
  *   DOT2(sum, w, x)     sum + two products a lane of signed 16-bit numbers; may be left out
- *   FROM_PAIRS(p)       2 VW bytes as 16-bit numbers; may be left out
  *   QR                  most activation rows in a tile
  * Activations are held in int8 (XL_CPU_PACK_Q8). Panels (W weight rows side by side):
  *   Q8_0   for 32 values:  f16 d [W], bytes q + 128 [8][W][4]
  *   Q4_0   for 32 values:  f16 d [W], [4][W][4] bytes as they come (value k low, k + 16 high)
- *   Q4_K   for 256 values: f16 d [W], dmin [W], bytes sc [8][W], mn [4][W][2], [4][8][W][4] bytes as they come
+ *   Q4_K   for 256 values: f16 d [W], dmin [W], then bytes as they come: scales and minima [3][W][4], nibbles [4][8][W][4]
  *   Q5_K   the same with the fifth bits [8][W][4] before the nibbles
  *   Q6_K   for 256 values: f16 d [W], int8 sc [16][W], [2][8] x { upper bits [W][4], low nibbles [2][W][4] }
- * For several rows of activations, a block of up to 256 values is first spread into bytes and float32 scales in the
- * first-level cache, once for all; then one kernel serves every format. Most formats spare a single row that detour.
+ * For several rows of activations, a block of up to 256 values is first spread into float32 scales and, in Q5_K and Q6_K, bytes
+ * in the first-level cache, once for all; in the other formats bytes take an instruction or two, less than that detour.
  *
  * Vector units multiply integers and floats on the same pipes, so what is not a product of levels is kept off them. The
  * integer sum of 32 products starts from the bits of 1.5 * 2^(23 + e), whose last bit is worth 2^e: read as a float it is
@@ -40,101 +39,99 @@ INLINE int unit_blocks(quant_format f) { return f == Q4_0 ? 1 : reads_give(f); }
 INLINE int unit_reads(quant_format f) { return f == Q4_0 ? 4 : 8; }
 /* Formats whose scales and minima are small integers times d and dmin. */
 INLINE bool has_super(quant_format f) { return f == Q4_K || f == Q5_K || f == Q6_K; }
-/* Whether a single row is multiplied without spreading the panel's bytes; for the others that was slower. */
-INLINE bool rows_directly(quant_format f) { return f != Q6_K; }
+/* Whether that many rows are multiplied without spreading the panel's bytes; for the others that was slower. */
+INLINE bool directly(uint32_t rows, quant_format f)
+{
+    return f == Q8_0 || (rows <= 4 * QR && (f == Q4_0 || f == Q4_K)) || (rows == 1 && f == Q5_K);
+}
 /* Bytes of 256 values of a weight row. */
 INLINE size_t bytes_256(quant_format f)
 {
-    return f == Q8_0 ? 8 * 34 : f == Q4_0 ? 8 * 18 : f == Q4_K ? 148 : f == Q5_K ? 180 : 210;
+    return f == Q8_0 ? 8 * 34 : f == Q4_0 ? 8 * 18 : f == Q4_K ? 144 : f == Q5_K ? 176 : 210;
 }
 
 /* Up to 256 values of K of one panel, ready to multiply. */
 typedef struct spread {
     _Alignas(64) uint8_t bytes[8][8][NV * VW][4];
     _Alignas(64) float scale[16][NV * VW];
+    _Alignas(64) uint32_t minima[4][NV * VW]; /* 16 bits each: blocks 0 and 2, 1 and 3, 4 and 6, 5 and 7 */
 } spread;
 
 /* ---- reading panels --------------------------------------------------------------------------------------------- */
 
-/* Scale i of VW weight rows from `lane`; without d in formats that have a d for 256 values. */
+/* Scale i of VW weight rows from `lane`, where scales are numbers by themselves; without d in Q6_K. */
 INLINE V read_scale(const uint8_t *p, int i, size_t width, size_t lane, quant_format f)
 {
     if (f == Q6_K) return v_load_i8(p + ((size_t)i + 2) * width + lane);
-    if (has_super(f)) return v_load_u8(p + ((size_t)i + 4) * width + lane);
     return v_load_f16(p + (size_t)i * width * (bytes_256(f) / 8) + lane * 2);
 }
 
-/* Minima of blocks 2i and 2i + 1, 16 bits each, without dmin. */
-INLINE VU read_mins(const uint8_t *p, int i, size_t width, size_t lane)
-{
-    const uint8_t *at = p + width * 12 + ((size_t)i * width + lane) * 2;
-#ifdef FROM_PAIRS
-    return FROM_PAIRS(at);
-#else
-    VU w = u_load16(at);
-    return (w | w << 8) & 0x00ff00ffu;
-#endif
-}
-
-/* How many bits too high `read_bytes` leaves the bytes of a place when they are not to be spread: a shift less. */
-INLINE int raised(quant_format f, int place)
+/* Whether `read_place` leaves the bytes of a place four bits too high when asked for them raised: a shift less, and scales are a
+ * sixteenth. */
+INLINE bool raised(quant_format f, int place)
 {
 #ifdef DOT4_WHOLE
-    return f == Q4_K && place == 1 ? 4 : 0;
+    return f == Q4_K && place == 1;
 #else
     (void)f, (void)place;
-    return 0;
+    return false;
 #endif
 }
 
-/* Read g of a unit: the bytes of VW weight rows from `lane`, for each place. */
-INLINE void read_bytes(VU place[4], const uint8_t *p, int unit, int g, size_t width, size_t lane, bool raise, quant_format f)
+/* Scales and minima of 6 bits, without d and dmin, of 256 values of VW weight rows from `lane`. */
+INLINE void spread_six_bits(spread *s, const uint8_t *p, size_t width, size_t lane, bool direct, quant_format f)
 {
-    if (f == Q8_0) {
-        place[0] = u_load(p + (size_t)unit * width * 34 + width * 2 + ((size_t)g * width + lane) * 4);
-    } else if (f == Q4_0) {
-        VU w = u_load(p + (size_t)unit * width * 18 + width * 2 + ((size_t)g * width + lane) * 4);
-        place[0] = w & 0x0f0f0f0fu;
-        place[1] = w >> 4 & 0x0f0f0f0fu;
-    } else if (f == Q6_K) {
-        const uint8_t *at = p + width * 18 + (size_t)(unit * 8 + g) * width * 12;
-        VU high = u_load(at + lane * 4), first = u_load(at + (width + lane) * 4);
-        VU second = u_load(at + (2 * width + lane) * 4);
-        place[0] = (first & 0x0f0f0f0fu) | (high & 0x03030303u) << 4;
-        place[1] = (second & 0x0f0f0f0fu) | (high >> 2 & 0x03030303u) << 4;
-        place[2] = (first >> 4 & 0x0f0f0f0fu) | (high >> 4 & 0x03030303u) << 4;
-        place[3] = (second >> 4 & 0x0f0f0f0fu) | (high >> 6 & 0x03030303u) << 4;
-    } else {
-        const uint8_t *high = p + width * 20, *nibbles = high + (f == Q5_K ? width * 32 : 0);
-        VU w = u_load(nibbles + ((size_t)(unit * 8 + g) * width + lane) * 4);
-        place[0] = w & 0x0f0f0f0fu;
-        place[1] = raise && raised(f, 1) ? w & 0xf0f0f0f0u : w >> 4 & 0x0f0f0f0fu;
-        if (f == Q5_K) {
-            VU bits = u_load(high + ((size_t)g * width + lane) * 4);
-            place[0] |= (bits >> (2 * unit) & 0x01010101u) << 4;
-            place[1] |= (bits >> (2 * unit + 1) & 0x01010101u) << 4;
-        }
+    const uint8_t *at = p + (width + lane) * 4;
+    const VU word[3] = {u_load(at), u_load(at + width * 4), u_load(at + width * 8)};
+    const VU scales[2] = {word[0] & 0x3f3f3f3fu, (word[2] & 0x0f0f0f0fu) | (word[0] >> 2 & 0x30303030u)};
+    const VU minima[2] = {word[1] & 0x3f3f3f3fu, (word[2] >> 4 & 0x0f0f0f0fu) | (word[1] >> 2 & 0x30303030u)};
+    UNROLL for (int i = 0; i < 8; i++)
+        v_store(&s->scale[i][lane], __builtin_convertvector((VI)(scales[i / 4] >> i % 4 * 8 & 0xffu), V) * (direct && raised(f, i % 2) ? 0.0625f : 1));
+    UNROLL for (int i = 0; i < 4; i++) {
+        VU pair = minima[i / 2] >> i % 2 * 8 & 0x00ff00ffu;
+        memcpy(&s->minima[i][lane], &pair, sizeof pair);
     }
 }
 
-INLINE void spread_panel(spread *s, const tile *b, int nv, quant_format f)
+/* The bytes that read g of a unit gives VW weight rows from `lane` for one of its places. Places share their loads. */
+INLINE VU read_place(const uint8_t *p, int unit, int place, int g, size_t width, size_t lane, bool raise, quant_format f)
+{
+    if (f == Q8_0) return u_load(p + (size_t)unit * width * 34 + width * 2 + ((size_t)g * width + lane) * 4);
+    if (f == Q4_0) {
+        VU w = u_load(p + (size_t)unit * width * 18 + width * 2 + ((size_t)g * width + lane) * 4);
+        return (place == 0 ? w : w >> 4) & 0x0f0f0f0fu;
+    }
+    if (f == Q6_K) {
+        const uint8_t *at = p + width * 18 + (size_t)(unit * 8 + g) * width * 12;
+        VU high = u_load(at + lane * 4), low = u_load(at + ((size_t)(1 + place % 2) * width + lane) * 4);
+        return ((place < 2 ? low : low >> 4) & 0x0f0f0f0fu) | (high >> 2 * place & 0x03030303u) << 4;
+    }
+    const uint8_t *high = p + width * 16, *nibbles = high + (f == Q5_K ? width * 32 : 0);
+    VU w = u_load(nibbles + ((size_t)(unit * 8 + g) * width + lane) * 4);
+    w = place == 0 ? w & 0x0f0f0f0fu : raise && raised(f, place) ? w & 0xf0f0f0f0u : w >> 4 & 0x0f0f0f0fu;
+    if (f == Q4_K) return w;
+    VU bits = u_load(high + ((size_t)g * width + lane) * 4);
+    return w | (bits >> (2 * unit + place) & 0x01010101u) << 4;
+}
+
+INLINE void spread_panel(spread *s, tile *b, int nv, quant_format f)
 {
     const int blocks = (int)(b->span / 32);
     const size_t width = (size_t)nv * VW;
-    if (b->rows == 1 && rows_directly(f)) return;
-    for (int i = 0; i < blocks; i++)
-        for (size_t lane = 0; lane < width; lane += VW)
-            for (int part = i * scales_32(f); part < (i + 1) * scales_32(f); part++)
-                v_store(&s->scale[part][lane], read_scale(b->w, part, width, lane, f));
-    if (f == Q8_0) return; /* bytes are multiplied where they are */
+    b->direct = directly(b->rows, f);
+    if (b->rows == 1 && !has_super(f)) return;
+    for (size_t lane = 0; has_min(f) && lane < width; lane += VW) spread_six_bits(s, b->w, width, lane, b->direct, f);
+    for (int i = 0; !has_min(f) && i < blocks * scales_32(f); i++)
+        for (size_t lane = 0; lane < width; lane += VW) v_store(&s->scale[i][lane], read_scale(b->w, i, width, lane, f));
+    if (b->direct) return;
     for (int unit = 0; unit < blocks / unit_blocks(f); unit++)
         for (int g = 0; g < unit_reads(f); g++)
             for (int v = 0; v < nv; v++) {
-                VU place[4];
-                read_bytes(place, b->w, unit, g, width, (size_t)v * VW, false, f);
+                VU bytes[4];
+                UNROLL for (int i = 0; i < reads_give(f); i++) bytes[i] = read_place(b->w, unit, i, g, width, (size_t)v * VW, false, f);
                 UNROLL for (int i = 0; i < reads_give(f); i++) {
                     const int block = f == Q4_0 ? unit : unit * unit_blocks(f) + i, group = f == Q4_0 ? g + 4 * i : g;
-                    memcpy(s->bytes[block][group][v * VW], &place[i], sizeof place[i]);
+                    memcpy(s->bytes[block][group][v * VW], &bytes[i], sizeof bytes[i]);
                 }
             }
 }
@@ -149,17 +146,17 @@ INLINE VU word_at(const uint8_t *x, int mr, int r, int i)
     return u_all(word);
 }
 
-/* The number that integer sums of a block are told from: 1.5 * 2^(23 + e) of the row, for bytes `raise` bits too high. */
-INLINE VU start_at(const uint8_t *x, int mr, int r, int raise) { return word_at(x, mr, r, 0) - ((uint32_t)raise << 23); }
+/* The number that integer sums of a block are told from: 1.5 * 2^(23 + e) of the row. */
+INLINE VU start_at(const uint8_t *x, int mr, int r) { return word_at(x, mr, r, 0); }
 
 /* Where the integer sum of `part` of a block begins: there, less what the bytes' offset makes of the sum of x. */
-INLINE VI first_dot(const uint8_t *x, int mr, int r, int part, int raise, quant_format f)
+INLINE VI first_dot(const uint8_t *x, int mr, int r, int part, quant_format f)
 {
     enum { OFFSET_Q8 = Q8_BIAS };
     if (f == Q6_K) return (VI)word_at(x, mr, r, 3 + part);
     if (f == Q4_0) return (VI)word_at(x, mr, r, 2);
     if (f == Q8_0 && OFFSET_Q8 != 0) return (VI)word_at(x, mr, r, 1);
-    return (VI)start_at(x, mr, r, raise);
+    return (VI)start_at(x, mr, r);
 }
 
 INLINE VI add_dot(VI dot, VU weights, const uint8_t *x, int mr, int r, int g, quant_format f)
@@ -170,67 +167,80 @@ INLINE VI add_dot(VI dot, VU weights, const uint8_t *x, int mr, int r, int g, qu
 }
 
 /* Adds what one block of 32 values gives to the sums of row r. */
-INLINE void add_block(V sum[NV], VI dot[][NV], V scale[][NV], const uint8_t *x, int mr, int r, int raise, int nv, quant_format f)
+INLINE void add_block(V sum[NV], VI dot[][NV], V scale[][NV], const uint8_t *x, int mr, int r, int nv, quant_format f)
 {
     UNROLL for (int part = 0; part < scales_32(f); part++)
         UNROLL for (int v = 0; v < nv; v++)
-            sum[v] = FMA((V)dot[part][v] - (V)start_at(x, mr, r, raise), scale[part][v], sum[v]);
+            sum[v] = FMA((V)dot[part][v] - (V)start_at(x, mr, r), scale[part][v], sum[v]);
+}
+
+/* Bytes g, of 8, of block b of those that several rows take at once. */
+INLINE VU block_bytes(const tile *t, const spread *s, int unit, int b, int g, size_t width, size_t lane, bool direct, quant_format f)
+{
+    if (!direct) return u_load(s->bytes[unit][g][lane]);
+    if (f == Q4_0) return read_place(t->w, unit, g / 4, g % 4, width, lane, false, f);
+    return read_place(t->w, unit, b, g, width, lane, true, f);
 }
 
 /* One tile of mr rows against up to 256 values of a panel: each vector of weights is loaded once for all rows. */
-INLINE void quant_tile(tile *t, V sum[QR][NV], const spread *s, int mr, int nv, quant_format f)
+INLINE void quant_tile(tile *t, V sum[QR][NV], const spread *s, int mr, int nv, bool direct, quant_format f)
 {
-    const size_t width = (size_t)nv * VW, row = f == Q8_0 ? width : NV * VW;
-    const uint8_t *at = f == Q8_0 ? t->w + width * 2 : s->bytes[0][0][0], *x = (const uint8_t *)t->x + XL_CPU_Q8_GROUP * mr;
-    for (int b = 0; b < (int)(t->span / 32); b++, at += f == Q8_0 ? width * 34 : sizeof s->bytes[0], x += XL_CPU_Q8_BLOCK * mr) {
-        fetch_some(&t->ahead);
-        VI dot[QR][2][NV];
-        UNROLL for (int part = 0; part < scales_32(f); part++) {
-            UNROLL for (int r = 0; r < mr; r++)
-                UNROLL for (int v = 0; v < nv; v++) dot[r][part][v] = first_dot(x, mr, r, part, 0, f);
-            UNROLL for (int g = part * 8 / scales_32(f); g < (part + 1) * 8 / scales_32(f); g++) {
-                VU weights[NV];
-                UNROLL for (int v = 0; v < nv; v++) weights[v] = u_load(at + ((size_t)g * row + (size_t)v * VW) * 4);
+    const size_t width = (size_t)nv * VW;
+    const int at_once = direct ? unit_blocks(f) : 1, units = (int)(t->span / 32) / at_once;
+    const uint8_t *x = (const uint8_t *)t->x + XL_CPU_Q8_GROUP * mr;
+    for (int unit = 0; unit < units; unit++)
+        UNROLL for (int b = 0; b < at_once; b++, x += XL_CPU_Q8_BLOCK * mr) {
+            fetch_some(&t->ahead);
+            /* or compilers keep what they loaded for the block before, and then the starts of sums, and there are too few registers */
+            if (b > 0) __asm__ volatile("" : : : "memory");
+            VI dot[QR][2][NV];
+            UNROLL for (int part = 0; part < scales_32(f); part++) {
                 UNROLL for (int r = 0; r < mr; r++)
-                    UNROLL for (int v = 0; v < nv; v++)
-                        dot[r][part][v] = add_dot(dot[r][part][v], weights[v], x, mr, r, g, f);
+                    UNROLL for (int v = 0; v < nv; v++) dot[r][part][v] = first_dot(x, mr, r, part, f);
+                UNROLL for (int g = part * 8 / scales_32(f); g < (part + 1) * 8 / scales_32(f); g++) {
+                    VU weights[NV];
+                    UNROLL for (int v = 0; v < nv; v++) weights[v] = block_bytes(t, s, unit, b, g, width, (size_t)v * VW, direct, f);
+                    UNROLL for (int r = 0; r < mr; r++)
+                        UNROLL for (int v = 0; v < nv; v++)
+                            dot[r][part][v] = add_dot(dot[r][part][v], weights[v], x, mr, r, g, f);
+                }
             }
+            if (at_once > 1) __asm__ volatile("" : : : "memory");
+            V scale[2][NV];
+            UNROLL for (int v = 0; v < nv; v++)
+                UNROLL for (int part = 0; part < scales_32(f); part++)
+                    scale[part][v] = v_load(&s->scale[scales_32(f) * (unit * at_once + b) + part][v * VW]);
+            UNROLL for (int r = 0; r < mr; r++) add_block(sum[r], dot[r], scale, x, mr, r, nv, f);
         }
-        V scale[2][NV];
-        UNROLL for (int v = 0; v < nv; v++)
-            UNROLL for (int part = 0; part < scales_32(f); part++)
-                scale[part][v] = v_load(&s->scale[scales_32(f) * b + part][v * VW]);
-        UNROLL for (int r = 0; r < mr; r++) add_block(sum[r], dot[r], scale, x, mr, r, 0, nv, f);
-    }
 }
 
 /* A single row against one unit of a panel, through registers. */
-INLINE void quant_row_unit(tile *t, V sum[NV], const uint8_t *x, int unit, int nv, bool kept, quant_format f)
+INLINE void quant_row_unit(tile *t, V sum[NV], const spread *s, const uint8_t *x, int unit, int nv, bool kept, quant_format f)
 {
     const size_t width = (size_t)nv * VW, bytes = width * bytes_256(f) / 8 * (size_t)unit_blocks(f);
     VI dot[2][1][NV];
     UNROLL for (int b = 0; b < unit_blocks(f); b++)
-        UNROLL for (int v = 0; v < nv; v++) dot[b][0][v] = first_dot(x + XL_CPU_Q8_BLOCK * b, 1, 0, 0, raised(f, b), f);
+        UNROLL for (int v = 0; v < nv; v++) dot[b][0][v] = first_dot(x + XL_CPU_Q8_BLOCK * b, 1, 0, 0, f);
     UNROLL for (int g = 0; g < unit_reads(f); g++) {
         fetch_step(&t->ahead, (size_t)unit * bytes, bytes, (size_t)g, (size_t)unit_reads(f), kept);
         UNROLL for (int v = 0; v < nv; v++) {
-            VU place[4];
-            read_bytes(place, t->w, unit, g, width, (size_t)v * VW, true, f);
             UNROLL for (int i = 0; i < reads_give(f); i++) {
                 const int b = f == Q4_0 ? 0 : i, group = f == Q4_0 ? g + 4 * i : g;
-                dot[b][0][v] = add_dot(dot[b][0][v], place[i], x + XL_CPU_Q8_BLOCK * b, 1, 0, group, f);
+                VU weights = read_place(t->w, unit, i, g, width, (size_t)v * VW, true, f);
+                dot[b][0][v] = add_dot(dot[b][0][v], weights, x + XL_CPU_Q8_BLOCK * b, 1, 0, group, f);
             }
         }
     }
     UNROLL for (int b = 0; b < unit_blocks(f); b++) {
         V scale[1][NV];
+        const int i = unit * unit_blocks(f) + b;
         UNROLL for (int v = 0; v < nv; v++)
-            scale[0][v] = read_scale(t->w, unit * unit_blocks(f) + b, width, (size_t)v * VW, f);
-        add_block(sum, dot[b], scale, x + XL_CPU_Q8_BLOCK * b, 1, 0, raised(f, b), nv, f);
+            scale[0][v] = has_super(f) ? v_load(&s->scale[i][v * VW]) : read_scale(t->w, i, width, (size_t)v * VW, f);
+        add_block(sum, dot[b], scale, x + XL_CPU_Q8_BLOCK * b, 1, 0, nv, f);
     }
 }
 
-INLINE void quant_row_units(tile *t, V sum[NV], int nv, bool kept, quant_format f)
+INLINE void quant_row_units(tile *t, V sum[NV], const spread *s, int nv, bool kept, quant_format f)
 {
     const int units = (int)(t->span / 32) / unit_blocks(f);
     const uint8_t *x = (const uint8_t *)t->x + XL_CPU_Q8_GROUP;
@@ -238,35 +248,36 @@ INLINE void quant_row_units(tile *t, V sum[NV], int nv, bool kept, quant_format 
     int unit = 0;
     /* Q8_0 gains a twentieth where no branch comes between the blocks, the others lose */
     if (f == Q8_0 && units == 8)
-        UNROLL for (; unit < 8; unit++) quant_row_unit(t, sum, x + (size_t)unit * step, unit, nv, kept, f);
-    for (; unit < units; unit++) quant_row_unit(t, sum, x + (size_t)unit * step, unit, nv, kept, f);
+        UNROLL for (; unit < 8; unit++) quant_row_unit(t, sum, s, x + (size_t)unit * step, unit, nv, kept, f);
+    for (; unit < units; unit++) quant_row_unit(t, sum, s, x + (size_t)unit * step, unit, nv, kept, f);
 }
 
-INLINE void quant_row(tile *t, V sum[NV], int nv, quant_format f)
+INLINE void quant_row(tile *t, V sum[NV], const spread *s, int nv, quant_format f)
 {
     if (t->ahead.kept)
-        quant_row_units(t, sum, nv, true, f);
+        quant_row_units(t, sum, s, nv, true, f);
     else
-        quant_row_units(t, sum, nv, false, f);
+        quant_row_units(t, sum, s, nv, false, f);
 }
 
 /* Sums of 256 values get what all of them share: d, the minima, the row's step. */
-INLINE void quant_finish(const tile *t, V sum[QR][NV], int mr, int nv, quant_format f)
+INLINE void quant_finish(const tile *t, V sum[QR][NV], const spread *s, int mr, int nv, quant_format f)
 {
     const size_t width = (size_t)nv * VW;
-    VI less[QR][NV];
     V d[NV], dmin[NV];
     UNROLL for (int v = 0; v < nv; v++) {
         const uint8_t *at = t->w + (size_t)v * VW * 2;
         if (has_super(f)) d[v] = v_load_f16(at);
         if (has_min(f)) dmin[v] = v_load_f16(at + width * 2) * (-1.0f / XL_CPU_Q8_SUMS);
-        UNROLL for (int r = 0; r < mr; r++) less[r][v] = (VI){0};
     }
+    VI less[QR][NV];
+    UNROLL for (int r = 0; r < mr; r++)
+        UNROLL for (int v = 0; v < nv; v++) less[r][v] = (VI){0};
     if (has_min(f))
         UNROLL for (int i = 0; i < 4; i++)
             UNROLL for (int v = 0; v < nv; v++) {
-                VU mins = read_mins(t->w, i, width, (size_t)v * VW);
-                UNROLL for (int r = 0; r < mr; r++) less[r][v] = DOT2(less[r][v], mins, word_at(t->x, mr, r, 1 + i));
+                VU minima = u_load(&s->minima[i][v * VW]);
+                UNROLL for (int r = 0; r < mr; r++) less[r][v] = DOT2(less[r][v], minima, word_at(t->x, mr, r, 1 + i));
             }
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) {
@@ -282,11 +293,14 @@ INLINE void quant_sums(tile *t, const spread *s, int mr, int nv, quant_format f)
     V sum[QR][NV];
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = (V){0};
-    if (mr == 1 && rows_directly(f))
-        quant_row(t, sum[0], nv, f);
-    else
-        quant_tile(t, sum, s, mr, nv, f);
-    quant_finish(t, sum, mr, nv, f);
+    /* each format gets the ways that it goes, no others */
+    if (mr == 1 && directly(1, f))
+        quant_row(t, sum[0], s, nv, f);
+    else if (t->direct && directly((uint32_t)mr, f))
+        quant_tile(t, sum, s, mr, nv, true, f);
+    else if (!directly(UINT32_MAX, f))
+        quant_tile(t, sum, s, mr, nv, false, f);
+    quant_finish(t, sum, s, mr, nv, f);
 }
 
 #define QUANT_CASE(n) \
@@ -378,7 +392,7 @@ INLINE void quantise_group(uint8_t *o, uint32_t rows, uint32_t r, const float *x
         const VI4 starts[5] = {start, start - 128 * all, start - 8 * all, start - 32 * first, start - 32 * second};
         V4 down = (V4)((exponent[i] + 127) << 23) * (float)XL_CPU_Q8_SUMS;
         VI4 sums = (VI4)(__builtin_convertvector(all, V4) * down + 12582912.0f) - 0x4b400000;
-        UNROLL for (int j = 0; j < 4; j++) scaled[4 * i + j] = (int16_t)sums[j];
+        UNROLL for (int j = 0; j < 4; j++) scaled[4 * i + j % 2 * 2 + j / 2] = (int16_t)sums[j];
         for (uint32_t b = 4 * (uint32_t)i; b < XL_MIN(blocks, 4 * (uint32_t)i + 4); b++) {
             uint8_t *block = o + (XL_CPU_Q8_GROUP + XL_CPU_Q8_BLOCK * b) * rows + 4 * r;
             for (uint32_t n = 0; n < 5; n++) memcpy(block + 4 * n * rows, (const char *)&starts[n] + b % 4 * 4, 4);

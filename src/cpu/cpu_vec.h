@@ -4,7 +4,7 @@
  *   VW                     floats in a vector
  *   FMA(a, b, c)           a * b + c, fused where the machine can
  *   FROM_F16(h), TO_F16(v) conversion between H and V; may be left out
- *   FROM_I8(p), FROM_U8(p) VW bytes as floats; may be left out
+ *   FROM_I8(p)             VW bytes as floats; may be left out
  * Lanes never mix except in v_sum, whose order is fixed: a value's result is the same in whichever lane it sits, and
  * the end of an array goes through the same operations as its middle.
  */
@@ -42,7 +42,6 @@ typedef uint32_t VU __attribute__((vector_size(4 * VW)));
 typedef uint16_t H __attribute__((vector_size(2 * VW)));
 typedef int16_t S __attribute__((vector_size(2 * VW)));
 typedef int8_t B __attribute__((vector_size(VW)));
-typedef uint8_t U __attribute__((vector_size(VW)));
 
 #ifndef FMA
 #define FMA(a, b, c) ((a) * (b) + (c))
@@ -196,16 +195,6 @@ INLINE V v_load_i8(const void *p)
     return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(b, S), VI), V);
 }
 
-INLINE V v_load_u8(const void *p)
-{
-#ifdef FROM_U8
-    return FROM_U8(p);
-#endif
-    U u;
-    memcpy(&u, p, sizeof u);
-    return __builtin_convertvector((VI)__builtin_convertvector(__builtin_convertvector(u, H), VU), V);
-}
-
 /* ---- functions -------------------------------------------------------------------------------------------------- */
 
 /* Nearest integer, for |x| < 2^22. */
@@ -295,6 +284,7 @@ typedef struct tile {
     float *out;     /* [rows][PANEL]: sums, added to unless k is 0 */
     const void *x;
     uint32_t rows; /* while preparing: of all tiles */
+    bool direct;   /* weights are multiplied out of the panel; of use to block formats */
     fetch ahead;
 } tile;
 
