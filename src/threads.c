@@ -30,6 +30,11 @@ typedef struct worker {
     fetching fetch;
 } worker;
 
+/* On a line of its own: most of the time a thread takes from its own only. */
+typedef struct ticket {
+    _Alignas(XL_ALIGN) atomic_uint_least64_t left; /* region << 32 | pieces left */
+} ticket;
+
 struct xl_pool {
     _Alignas(XL_ALIGN) atomic_uint region;   /* the one whose tickets are out */
     _Alignas(XL_ALIGN) atomic_uint done;     /* pieces finished in this region */
@@ -45,7 +50,7 @@ struct xl_pool {
     pthread_cond_t work, finished;
     uint32_t threads, started; /* threads: caller included; started: workers that run */
     worker *workers; /* [threads], the first for the caller */
-    atomic_uint_least64_t *tickets; /* [threads]: region << 32 | pieces left */
+    ticket *tickets; /* [threads] */
 };
 
 static void relax(void)
@@ -90,7 +95,7 @@ static void drain(xl_pool *pool, uint32_t index)
     uint32_t done = 0, pieces = 0;
     for (uint32_t i = 0; i < pool->threads; i++) {
         uint32_t owner = index + i < pool->threads ? index + i : index + i - pool->threads;
-        atomic_uint_least64_t *word = &pool->tickets[owner];
+        atomic_uint_least64_t *word = &pool->tickets[owner].left;
         uint64_t left = atomic_load_explicit(word, memory_order_acquire);
         while ((uint32_t)left != 0) {
             if (!atomic_compare_exchange_weak_explicit(word, &left, left - 1, memory_order_acq_rel, memory_order_acquire))
@@ -226,7 +231,7 @@ void xl_pool_run(xl_pool *pool, uint32_t n, xl_task_fn fn, void *arg)
     atomic_store(&pool->done, 0);
     uint32_t region = atomic_load(&pool->region) + 1;
     for (uint32_t i = 0; i < pool->threads; i++)
-        atomic_store_explicit(&pool->tickets[i],
+        atomic_store_explicit(&pool->tickets[i].left,
                               (uint64_t)region << 32 | (xl_pool_first(pool, n, i + 1) - xl_pool_first(pool, n, i)),
                               memory_order_release);
     atomic_store(&pool->region, region);

@@ -139,14 +139,25 @@ INLINE void product(float *out, const xl_cpu_panels *panels, const uint8_t *x, u
     _tile_release();
 }
 
+/* Panels together, or one after the other. */
+INLINE void products(float *out, const xl_cpu_panels *panels, const uint8_t *x, uint32_t rows, size_t K, size_t parts)
+{
+    xl_cpu_panels some = *panels;
+    if (panels->in_turn) some.count = 1;
+    for (uint32_t p = 0; p < panels->count; p += some.count, some.first += panels->bytes) {
+        some.last_width = p + some.count < panels->count ? PANEL : panels->last_width;
+        product(out + (size_t)p * rows * PANEL, &some, x, rows, K, parts);
+    }
+}
+
 static void product_bf16(float *out, const xl_cpu_panels *panels, const void *x, uint32_t rows, size_t K)
 {
-    product(out, panels, x, rows, K, 1);
+    products(out, panels, x, rows, K, 1);
 }
 
 static void product_split(float *out, const xl_cpu_panels *panels, const void *x, uint32_t rows, size_t K)
 {
-    product(out, panels, x, rows, K, 3);
+    products(out, panels, x, rows, K, 3);
 }
 
 /* The first n of 16 values. */

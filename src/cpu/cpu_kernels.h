@@ -38,6 +38,7 @@ typedef struct xl_cpu_panels {
     const uint8_t *first;
     size_t bytes; /* from one panel to the next */
     uint32_t count, last_width;
+    bool in_turn; /* one panel after the other, for few rows; else blocks of K of all panels */
     bool kept; /* weights fetched ahead stay in the second-level cache; else they pass it, as data that is used once */
 } xl_cpu_panels;
 

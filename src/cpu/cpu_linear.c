@@ -198,7 +198,8 @@ typedef struct linear_job {
     xl_cpu_pack pack;
     uint32_t start[9]; /* first piece of each product of the group */
     uint32_t chunks;   /* of at most MAX_ROWS rows */
-    uint32_t side;     /* panels a piece takes side by side */
+    uint32_t side;     /* panels a piece takes, */
+    bool in_turn;      /* one after the other, or side by side */
 } linear_job;
 
 static uint32_t chunk_rows(const linear_job *job, uint32_t chunk)
@@ -221,7 +222,7 @@ static void pack_chunk_tile(void *arg, uint32_t piece, uint32_t worker)
 
 /* ---- products --------------------------------------------------------------------------------------------------- */
 
-/* Weight rows of a piece: some panels side by side, or a few rows in place. */
+/* Weight rows of a piece: some panels, or a few rows in place. */
 static size_t piece_rows(const linear_job *job, const xl_matrix *m)
 {
     return m->panels ? job->side * job->c->kernels.panel : XL_CPU_DOT_ROWS;
@@ -241,11 +242,11 @@ static void linear_piece(void *arg, uint32_t piece, uint32_t worker)
     size_t each = piece_rows(job, m), first = part * each, end = XL_MIN(m->rows, first + each), width = each;
     float *sums = c->workers[worker].sums;
     if (m->panels) {
+        const uint8_t *x = c->packed[m->product.pack] + row * packed_row(m->product.pack, job->cols);
         size_t p = first / kn->panel, last = (end - 1) / kn->panel;
         xl_cpu_panels panels = {m->panels + p * m->panel_bytes, m->panel_bytes, (uint32_t)(last - p + 1),
-                                xl_cpu_panel_width(c, m, last), kn->kept};
-        m->product.fn(sums, &panels, c->packed[m->product.pack] + row * packed_row(m->product.pack, job->cols), rows,
-                      job->cols);
+                                xl_cpu_panel_width(c, m, last), job->in_turn, kn->kept};
+        m->product.fn(sums, &panels, x, rows, job->cols);
         width = kn->panel;
     } else {
         for (size_t o = first; o < end; o++)
@@ -276,7 +277,7 @@ static void fetch_next(const linear_job *job)
         uint32_t piece = xl_pool_first(c->pool, pieces, t), end = xl_pool_first(c->pool, pieces, t + 1);
         while (piece >= job->start[at + 1]) at++;
         const xl_matrix *m = job->group[at].weight;
-        size_t each = m->panels ? m->panel_bytes : m->row_bytes * XL_CPU_DOT_ROWS;
+        size_t each = m->panels ? m->panel_bytes * job->side : m->row_bytes * XL_CPU_DOT_ROWS;
         size_t bytes = (XL_MIN(end, job->start[at + 1]) - piece) * each;
         uintptr_t first = (uintptr_t)(m->panels ? m->panels : m->bytes) + (piece - job->start[at]) * each;
         atomic_store_explicit(&own[t].first, first, memory_order_relaxed);
@@ -292,12 +293,14 @@ void xl_cpu_linear(xl_backend *be, const xl_linear *group, uint32_t n, const xl_
                       .rows = out_rows ? c->batch->n_out : c->batch->rows};
     if (job.rows == 0) return;
     job.chunks = (job.rows + XL_CPU_MAX_ROWS - 1) / XL_CPU_MAX_ROWS;
-    /* Few rows: the finest pieces. Many, which no longer fit in the second-level cache: activations are read once for
-     * several panels, as long as that leaves every thread some pieces, because threads are not equally fast. */
+    /* Few rows: panels one after the other, so that taking a piece costs little beside reading it. Many, which no longer fit in
+     * the second-level cache: activations are read once for several panels. Both as long as that leaves every thread some
+     * pieces, because threads are not equally fast. */
     size_t panels = 0;
     for (uint32_t i = 0; i < n; i++) panels += group[i].weight->rows / c->kernels.panel;
-    job.side = (uint32_t)XL_MIN(panels / (4 * c->threads), (size_t)XL_CPU_PANELS);
-    if (job.side == 0 || job.rows <= 8 * c->kernels.tile[XL_CPU_PACK_F32]) job.side = 1;
+    job.in_turn = job.rows <= 8 * c->kernels.tile[XL_CPU_PACK_F32];
+    job.side = (uint32_t)XL_MIN(panels / ((job.in_turn ? 16 : 4) * c->threads), (size_t)XL_CPU_PANELS);
+    if (job.side == 0) job.side = 1;
     bool wanted[XL_CPU_PACKS] = {false};
     for (uint32_t i = 0; i < n; i++) {
         const xl_matrix *m = group[i].weight;
