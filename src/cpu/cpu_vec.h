@@ -303,26 +303,27 @@ INLINE void walk(float *out, const xl_cpu_panels *panels, const uint8_t *x, uint
 {
     enum { AHEAD = 8192 }; /* bytes at full bandwidth while memory answers */
     uint32_t tiles = xl_cpu_tiles(rows, s.most_rows), steps = s.steps_32 * XL_CPU_K_BLOCK / 32 * tiles;
-    const size_t bytes = panel * s.w_256, ahead = (AHEAD + bytes - 1) / bytes, count = panels->count;
-    const size_t blocks = (K + XL_CPU_K_BLOCK - 1) / XL_CPU_K_BLOCK;
-    for (size_t i = 0; i < blocks * count; i++) {
-        size_t p = panels->in_turn ? i / blocks : i % count, n = panels->in_turn ? i % blocks : i / count, row = 0;
-        size_t width = p + 1 < count ? panel : panels->last_width, k = n * XL_CPU_K_BLOCK, next = p + ahead;
-        tile b = {.k = k, .span = XL_MIN(K - k, (size_t)XL_CPU_K_BLOCK), .wide = width == panel, .rows = rows};
-        b.w = panels->first + p * panels->bytes + n * width * s.w_256;
-        b.ahead.at = panels->in_turn ? (uintptr_t)b.w + ahead * bytes
-                                     : (uintptr_t)panels->first + next % count * panels->bytes + (n + next / count) * bytes;
-        b.ahead.end = b.ahead.at + bytes;
-        b.ahead.kept = panels->kept;
-        b.ahead.lines = (uint32_t)((bytes / 64 + steps - 1) / steps);
-        prepare(&b, context);
-        for (uint32_t t = 0; t < tiles; t++, row += b.rows) {
-            b.rows = xl_cpu_tile_rows(rows, s.most_rows, t);
-            b.out = out + (p * (size_t)rows + row) * panel;
-            b.x = x + row * s.x_row + n * s.x_256 * b.rows;
-            multiply(&b, context);
-        }
-    }
+    const size_t bytes = panel * s.w_256, side = panels->in_turn ? 1 : panels->count;
+    for (size_t from = 0; from < panels->count; from += side)
+        for (size_t k = 0; k < K; k += XL_CPU_K_BLOCK)
+            for (size_t p = 0; p < side; p++) {
+                size_t width = from + p + 1 < panels->count ? panel : panels->last_width, row = 0;
+                const uint8_t *first = panels->first + from * panels->bytes;
+                tile b = {.k = k, .span = XL_MIN(K - k, (size_t)XL_CPU_K_BLOCK), .wide = width == panel, .rows = rows};
+                b.w = first + p * panels->bytes + k / XL_CPU_K_BLOCK * width * s.w_256;
+                size_t next = p + (AHEAD + bytes - 1) / bytes; /* counted in blocks, panels first */
+                b.ahead.at = (uintptr_t)first + next % side * panels->bytes + (k / XL_CPU_K_BLOCK + next / side) * bytes;
+                b.ahead.end = b.ahead.at + bytes;
+                b.ahead.kept = panels->kept;
+                b.ahead.lines = (uint32_t)((bytes / 64 + steps - 1) / steps);
+                prepare(&b, context);
+                for (uint32_t t = 0; t < tiles; t++, row += b.rows) {
+                    b.rows = xl_cpu_tile_rows(rows, s.most_rows, t);
+                    b.out = out + ((from + p) * (size_t)rows + row) * panel;
+                    b.x = x + row * s.x_row + k / XL_CPU_K_BLOCK * s.x_256 * b.rows;
+                    multiply(&b, context);
+                }
+            }
 }
 
 INLINE void prepare_nothing(tile *b, void *context) { (void)b, (void)context; }
