@@ -238,7 +238,7 @@ static const read_way read_ways[] = {
     {2, 2048, false}, {2, 4096, false}, {2, 8192, false}, {2, 4096, true},  {4, 0, false},    {4, 1024, false},
     {4, 2048, false}, {4, 4096, false}, {4, 2048, true},
 };
-enum { PIECE = 1 << 20, STRIDE = 512 /* bytes of a stream at a time */, KEPT = 3 /* ways measured each time */ };
+enum { PIECE = 1 << 20, STRIDE = 512 /* bytes of a stream at a time */ };
 
 /* Reads a piece; what it returns depends on every byte. */
 #define READ_LOOP(NAME, TARGET, TYPE)                                                                                  \
@@ -303,21 +303,52 @@ static uint64_t read_piece(const uint8_t *p, const read_way *w)
 
 /* ---- threads ------------------------------------------------------------------------------------------------------ */
 
+enum { KEPT = 3, /* ways measured each time, beside one challenger */ WAYS = COUNT_OF(read_ways) };
+
+/* What threads read in one measurement, each way in its turn. */
+typedef struct reading {
+    double pieces[WAYS], seconds[WAYS]; /* of all threads */
+} reading;
+
 struct machine {
     uint32_t threads;
     uint8_t *mapped, *memory; /* memory: on a huge page's border */
     size_t mapped_bytes, pieces;
-    size_t ways[KEPT];   /* into read_ways; the fastest so far first */
-    size_t challenger;   /* the next to be tried beside them */
+    size_t ways[KEPT + 1]; /* into read_ways; the fastest of the last measurement first, the challenger last */
     /* the measurement that is going on */
-    const read_way *way;    /* or */
+    const size_t *turns;    /* ways that take turns, */
+    size_t n_turns;         /* so many; or */
     const peak_loop *loop;  /* or, both NULL, filling the memory */
-    double deadline;
+    double started, deadline;
     atomic_uint waiting;         /* threads that have not started */
     atomic_size_t next, done;    /* pieces or slices of rounds */
+    pthread_mutex_t lock;        /* of `read` */
+    reading read;
 };
 
-enum { SLICE = 1 << 13 }; /* rounds of a peak loop between two looks at the clock */
+enum { SLICE = 1 << 13 /* rounds of a peak loop between two looks at the clock */ };
+static const double TURN = 4e-3; /* seconds */
+
+/* Reads until the time is over. All threads read in the same way, for some milliseconds, then in the next: what neighbours do
+ * to the memory meanwhile meets all ways alike, so that the fastest is not the one that had a good moment. */
+static void read_in_turns(machine *m)
+{
+    reading r = {0};
+    for (double t = now(); t < m->deadline;) {
+        const size_t w = m->turns[(size_t)((t - m->started) / TURN) % m->n_turns];
+        sink = (float)read_piece(m->memory + atomic_fetch_add(&m->next, 1) % m->pieces * PIECE, &read_ways[w]);
+        const double end = now();
+        r.pieces[w]++;
+        r.seconds[w] += end - t;
+        t = end;
+    }
+    pthread_mutex_lock(&m->lock);
+    for (size_t w = 0; w < WAYS; w++) {
+        m->read.pieces[w] += r.pieces[w];
+        m->read.seconds[w] += r.seconds[w];
+    }
+    pthread_mutex_unlock(&m->lock);
+}
 
 /* Threads take pieces from one counter until the time is over, as the engine's threads do: a thread that a neighbour
  * slows down then costs its own share only. */
@@ -328,23 +359,22 @@ static void *work(void *arg)
     atomic_fetch_sub(&m->waiting, 1);
     while (atomic_load(&m->waiting) > 0)
         sched_yield();
-    if (!m->way && !m->loop) {
+    if (m->turns) {
+        read_in_turns(m);
+    } else if (m->loop) {
+        do {
+            m->loop->run(SLICE);
+            done++;
+        } while (now() < m->deadline);
+        atomic_fetch_add(&m->done, done);
+    } else {
         for (size_t i; (i = atomic_fetch_add(&m->next, 1)) < m->pieces;)
             memset(m->memory + i * PIECE, (int)i, PIECE);
-        return NULL;
     }
-    do {
-        if (m->loop)
-            m->loop->run(SLICE);
-        else
-            sink = (float)read_piece(m->memory + atomic_fetch_add(&m->next, 1) % m->pieces * PIECE, m->way);
-        done++;
-    } while (now() < m->deadline);
-    atomic_fetch_add(&m->done, done);
     return NULL;
 }
 
-/* Pieces or slices a second, all threads together. */
+/* Slices a second, all threads together. */
 static double run_all(machine *m, double seconds)
 {
     pthread_t *threads = must(calloc(m->threads, sizeof *threads));
@@ -361,41 +391,48 @@ static double run_all(machine *m, double seconds)
     }
     while (atomic_load(&m->waiting) > 1)
         sched_yield();
-    const double started = now();
-    m->deadline = started + seconds;
+    m->started = now();
+    m->deadline = m->started + seconds;
     work(m);
     for (uint32_t i = 0; i < n; i++)
         pthread_join(threads[i], NULL);
-    const double taken = now() - started;
+    const double taken = now() - m->started;
     free(threads);
     return (double)atomic_load(&m->done) / taken;
 }
 
-static double read_rate(machine *m, const read_way *way, double seconds)
+/* Measures n ways beside each other: bytes a second of each that had a turn. */
+static void read_rates(machine *m, double rates[WAYS], const size_t *ways, size_t n, double seconds)
 {
-    m->way = way;
-    const double rate = run_all(m, seconds) * PIECE;
-    m->way = NULL;
-    return rate;
+    m->turns = ways;
+    m->n_turns = n;
+    m->read = (reading){0};
+    run_all(m, seconds);
+    m->turns = NULL;
+    for (size_t w = 0; w < WAYS; w++)
+        rates[w] = m->read.seconds[w] > 0 ? m->read.pieces[w] * PIECE / m->read.seconds[w] * m->threads : 0;
 }
 
-/* Keeps the fastest ways of reading, by the best of several short tries of each. */
+/* Ways by rate, the fastest first. */
+static void sort_ways(size_t *ways, size_t n, const double rates[WAYS])
+{
+    for (size_t i = 1; i < n; i++)
+        for (size_t k = i; k > 0 && rates[ways[k]] > rates[ways[k - 1]]; k--) {
+            const size_t way = ways[k];
+            ways[k] = ways[k - 1];
+            ways[k - 1] = way;
+        }
+}
+
 static void choose_ways(machine *m)
 {
-    enum { TRIES = 3 };
-    double best[COUNT_OF(read_ways)] = {0};
-    for (int i = 0; i < TRIES; i++)
-        for (size_t w = 0; w < COUNT_OF(read_ways); w++) {
-            const double rate = read_rate(m, &read_ways[w], 0.03);
-            best[w] = rate > best[w] ? rate : best[w];
-        }
-    for (int k = 0; k < KEPT; k++) {
-        size_t top = 0;
-        for (size_t w = 1; w < COUNT_OF(read_ways); w++)
-            top = best[w] > best[top] ? w : top;
-        m->ways[k] = top;
-        best[top] = 0;
-    }
+    size_t all[WAYS];
+    double rates[WAYS];
+    for (size_t w = 0; w < WAYS; w++)
+        all[w] = w;
+    read_rates(m, rates, all, WAYS, 2);
+    sort_ways(all, WAYS, rates);
+    memcpy(m->ways, all, sizeof m->ways);
 }
 
 void machine_set_threads(machine *m, uint32_t threads)
@@ -430,6 +467,7 @@ machine *machine_new(uint32_t threads)
         free(m);
         return NULL;
     }
+    pthread_mutex_init(&m->lock, NULL);
     m->threads = 1;
     run_all(m, 0); /* fills the memory */
     m->threads = 0;
@@ -442,6 +480,7 @@ void machine_free(machine *m)
     if (!m)
         return;
     munmap(m->mapped, m->mapped_bytes);
+    pthread_mutex_destroy(&m->lock);
     free(m);
 }
 
@@ -471,36 +510,22 @@ const char *machine_cpu(void)
 }
 
 /* Neighbours may have spoilt the choice: each time another way is tried beside the chosen ones, and takes the place of
- * the slowest if it was the fastest. */
+ * the slowest if it was faster. */
 double machine_read_bandwidth(machine *m, double seconds)
 {
-    double most = 0, least = 0;
-    int slowest = 0, fastest = 0;
-    for (int k = 0; k < KEPT; k++) {
-        const double rate = read_rate(m, &read_ways[m->ways[k]], seconds / (KEPT + 1));
-        if (k == 0 || rate < least) {
-            least = rate;
-            slowest = k;
-        }
-        if (rate > most) {
-            most = rate;
-            fastest = k;
-        }
+    double rates[WAYS];
+    read_rates(m, rates, m->ways, KEPT + 1, seconds);
+    const size_t last = m->ways[KEPT];
+    sort_ways(m->ways, KEPT + 1, rates);
+    size_t other = last;
+    for (bool chosen = true; chosen;) {
+        chosen = false;
+        other = (other + 1) % WAYS;
+        for (int k = 0; k < KEPT; k++)
+            chosen |= m->ways[k] == other;
     }
-    size_t other = m->challenger;
-    for (int k = 0; k < KEPT; k++) /* passes by all that are chosen */
-        for (int j = 0; j < KEPT; j++)
-            other = m->ways[j] == other ? (other + 1) % COUNT_OF(read_ways) : other;
-    m->challenger = (other + 1) % COUNT_OF(read_ways);
-    const double rate = read_rate(m, &read_ways[other], seconds / (KEPT + 1));
-    if (rate > most) {
-        m->ways[fastest = slowest] = other;
-        most = rate;
-    }
-    const size_t first = m->ways[0];
-    m->ways[0] = m->ways[fastest];
-    m->ways[fastest] = first;
-    return most;
+    m->ways[KEPT] = other;
+    return rates[m->ways[0]];
 }
 
 const char *machine_read_way(const machine *m)
@@ -538,11 +563,7 @@ bool machine_has_peak(const char *name)
 double machine_peak(machine *m, const char *name, double seconds)
 {
     m->loop = find_peak(name);
-    double most = 0;
-    for (int half = 0; half < 2 && m->loop; half++) { /* the better of two */
-        const double rate = run_all(m, seconds / 2) * SLICE * m->loop->operations;
-        most = rate > most ? rate : most;
-    }
+    const double rate = m->loop ? run_all(m, seconds) * SLICE * m->loop->operations : 0;
     m->loop = NULL;
-    return most;
+    return rate;
 }

@@ -230,7 +230,7 @@ complete -c xlstm -n '__fish_seen_subcommand_from bench' -l activations -x -d 'a
 complete -c xlstm -n '__fish_seen_subcommand_from bench' -l prompt-lengths -x -d 'tokens to read at once'
 complete -c xlstm -n '__fish_seen_subcommand_from bench' -l batch -s b -x -d 'sequences decoded together'
 complete -c xlstm -n '__fish_seen_subcommand_from bench' -l thread-counts -x -d 'as --threads, one measurement each'
-complete -c xlstm -n '__fish_seen_subcommand_from bench' -l repetitions -s r -x -d 'how often each is measured'
+complete -c xlstm -n '__fish_seen_subcommand_from bench' -l repetitions -s r -x -d 'how often each is measured, decoding three times as often'
 complete -c xlstm -n '__fish_seen_subcommand_from bench' -l tokens -s n -x -d 'decode steps in one measurement'
 complete -c xlstm -n '__fish_seen_subcommand_from bench' -l no-prefill -d 'leave out reading'
 complete -c xlstm -n '__fish_seen_subcommand_from bench' -l no-decode -d 'leave out decoding'

@@ -276,7 +276,7 @@ _xlstm() {
             '*'--prompt-lengths'=[tokens to read at once]:N,N: ' \
             '*'{-b,--batch}'=[sequences decoded together]:N,N: ' \
             '*'--thread-counts'=[as --threads, one measurement each]:N,N: ' \
-            {-r,--repetitions}'=[how often each is measured]:N: ' \
+            {-r,--repetitions}'=[how often each is measured, decoding three times as often]:N: ' \
             {-n,--tokens}'=[decode steps in one measurement]:N: ' \
             --no-prefill'[leave out reading]' \
             --no-decode'[leave out decoding]' \
