@@ -30,7 +30,7 @@ static const option_row rows[] = {
      "weight formats of a preset, one measurement each: bf16, f32, f16, q8_0, q6_k, q5_k, q4_k, q4_0 (repeatable; default: "
      "bf16, q8_0 and q4_k)", NULL, NULL, 0, 0},
     {"activations", 0, OPTION_LIST, FIELD(activations), "TYPE",
-     "as --dtype, one measurement each (repeatable): f32, bf16", NULL, NULL, 0, 0},
+     "as --dtype, one measurement each (repeatable): f32, bf16; a preset without either: bf16", NULL, NULL, 0, 0},
     {"prompt-lengths", 0, OPTION_IDS, FIELD(prompts), "N,N", "tokens to read at once (default: 512)", NULL, NULL, 0, 0},
     {"batch", 'b', OPTION_IDS, FIELD(batches), "N,N", "sequences decoded together (default: 1,8)", NULL, NULL, 0, 0},
     {"thread-counts", 0, OPTION_IDS, FIELD(threads), "N,N",
@@ -560,6 +560,8 @@ static int run(const void *options, char **arguments, size_t n)
                 chosen.threads = (uint64_t)o->threads.ids[t];
             if (o->activations.n)
                 (void)xlstm_dtype_parse(&chosen.dtype, o->activations.items[a], NULL);
+            else if (o->preset && chosen.dtype == XLSTM_DTYPE_DEFAULT)
+                chosen.dtype = XLSTM_BF16;
             status = run_types(&b, &chosen);
         }
     if (o->json && b.printed)
@@ -588,8 +590,9 @@ const command command_bench = {
         "logits (decode: after two steps) tells whether two runs computed the same. A model that fits a cache is read faster "
         "than memory: its share of the bandwidth can pass 100 %.\n"
         "\n"
-        "Activations are float32 unless --dtype bfloat16 or --activations bf16 is given, which lets products use bfloat16 "
-        "instructions. On a device (--backend cuda) limits are not measured; --limit-read and --limit-peak state them.",
+        "Activations of a preset are bfloat16, the format published checkpoints were trained in, which lets products use "
+        "bfloat16 instructions; those of a model are float32, as everywhere else, unless --dtype or --activations says "
+        "otherwise. On a device (--backend cuda) limits are not measured; --limit-read and --limit-peak state them.",
     .size = sizeof(bench_options),
     .groups = groups,
     .n_groups = COUNT_OF(groups),
