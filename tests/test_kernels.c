@@ -213,17 +213,23 @@ typedef struct product_case {
 } product_case;
 
 /* More rows than are few, for which panels are taken side by side instead of one after the other. */
-enum { PRODUCT_ROWS = 128, MOST_ROWS = 110 };
+enum { PRODUCT_ROWS = 640, USUAL_ROWS = 110 };
 
-/* Up to 100 weight rows, or so many that threads take several panels at a time. */
+/* Up to 100 weight rows, or so many that threads take several panels at a time; or so many activation rows that a thread takes
+ * some of them only. */
 static void choose_sizes(product_case *p)
 {
-    p->M = 1 + below(MOST_ROWS);
+    const uint32_t kind = below(12);
+    p->M = 1 + below(USUAL_ROWS);
     p->N = 1 + below(100);
-    if (below(10)) return;
-    p->N += 2048 + below(2) * 2048;
-    p->M = 1 + below(p->M);
+    if (kind > 1) return;
     p->K = XL_MIN(p->K, 256u);
+    if (kind == 0) {
+        p->N += 2048 + below(2) * 2048;
+        p->M = 1 + below(p->M);
+    } else {
+        p->M = 250 + below(PRODUCT_ROWS - 250);
+    }
 }
 
 /* One product of `rows` rows starting at x; out [rows + 1][stride], poisoned, `column` first. */

@@ -28,8 +28,10 @@ INLINE void tile_block(tile *b, int mr, int nv)
     for (size_t k = 0; k < b->span; k += 2 * steps) {
         if (mr == 1)
             fetch_step(&b->ahead, k / 2 * step, steps * step, 0, 1, false);
-        else
+        else {
             fetch_some(&b->ahead);
+            fetch_rows(b, k * (size_t)mr * 2, (size_t)mr * 4);
+        }
         UNROLL for (size_t i = 0; i < steps; i++, w += step, x += mr) {
             if (i > 0 && k + 2 * i >= b->span) break;
             __m512bh pair[NV];

@@ -13,7 +13,7 @@
 #include "../threads.h"
 
 enum {
-    XL_CPU_MAX_ROWS = 512,    /* activation rows a thread takes through one panel */
+    XL_CPU_MAX_ROWS = 256,    /* activation rows a thread takes through one panel */
     XL_CPU_DOT_ROWS = 32,     /* weight rows a thread takes when they are used in place */
     XL_CPU_QUERY_TILE = 64,   /* tokens whose read-outs are computed together in the chunk form */
     XL_CPU_COLUMNS = 256,     /* columns of C a thread takes; twice as many where there are several heads for each thread */

@@ -197,14 +197,19 @@ typedef struct linear_job {
     uint32_t rows, n;
     xl_cpu_pack pack;
     uint32_t start[9]; /* first piece of each product of the group */
-    uint32_t chunks;   /* of at most MAX_ROWS rows */
+    uint32_t chunks;   /* of at most MAX_ROWS rows each, as evenly as possible */
     uint32_t side;     /* panels a piece takes, */
     bool in_turn;      /* one after the other, or side by side */
 } linear_job;
 
 static uint32_t chunk_rows(const linear_job *job, uint32_t chunk)
 {
-    return XL_MIN(job->rows - chunk * XL_CPU_MAX_ROWS, (uint32_t)XL_CPU_MAX_ROWS);
+    return xl_cpu_tile_rows(job->rows, XL_CPU_MAX_ROWS, chunk);
+}
+
+static uint32_t chunk_first(const linear_job *job, uint32_t chunk)
+{
+    return job->rows / job->chunks * chunk + XL_MIN(job->rows % job->chunks, chunk);
 }
 
 static void pack_chunk_tile(void *arg, uint32_t piece, uint32_t worker)
@@ -213,7 +218,7 @@ static void pack_chunk_tile(void *arg, uint32_t piece, uint32_t worker)
     const linear_job *job = arg;
     const xl_cpu_kernels *kn = &job->c->kernels;
     uint32_t most = kn->tile[job->pack], per_chunk = xl_cpu_tiles(XL_CPU_MAX_ROWS, most), chunk = piece / per_chunk, t = piece % per_chunk;
-    uint32_t rows = chunk_rows(job, chunk), row = chunk * XL_CPU_MAX_ROWS;
+    uint32_t rows = chunk_rows(job, chunk), row = chunk_first(job, chunk);
     if (t >= xl_cpu_tiles(rows, most)) return;
     for (uint32_t i = 0; i < t; i++) row += xl_cpu_tile_rows(rows, most, i);
     kn->pack[job->pack](job->c->packed[job->pack] + row * packed_row(job->pack, job->cols), job->x + row * job->cols,
@@ -238,7 +243,7 @@ static void linear_piece(void *arg, uint32_t piece, uint32_t worker)
     const xl_linear *l = &job->group[at];
     const xl_matrix *m = l->weight;
     uint32_t chunk = (piece - job->start[at]) % job->chunks, part = (piece - job->start[at]) / job->chunks;
-    uint32_t rows = chunk_rows(job, chunk), row = chunk * XL_CPU_MAX_ROWS;
+    uint32_t rows = chunk_rows(job, chunk), row = chunk_first(job, chunk);
     size_t each = piece_rows(job, m), first = part * each, end = XL_MIN(m->rows, first + each), width = each;
     float *sums = c->workers[worker].sums;
     if (m->panels) {
@@ -292,14 +297,14 @@ void xl_cpu_linear(xl_backend *be, const xl_linear *group, uint32_t n, const xl_
     linear_job job = {.c = c, .group = group, .x = x->data, .cols = group[0].weight->cols, .n = n,
                       .rows = out_rows ? c->batch->n_out : c->batch->rows};
     if (job.rows == 0) return;
-    job.chunks = (job.rows + XL_CPU_MAX_ROWS - 1) / XL_CPU_MAX_ROWS;
+    job.chunks = xl_cpu_tiles(job.rows, XL_CPU_MAX_ROWS);
     /* Few rows: panels one after the other, so that taking a piece costs little beside reading it. Many, which no longer fit in
      * the second-level cache: activations are read once for several panels. Both as long as that leaves every thread some
      * pieces, because threads are not equally fast. */
     size_t panels = 0;
     for (uint32_t i = 0; i < n; i++) panels += group[i].weight->rows / c->kernels.panel;
     job.in_turn = job.rows <= 8 * c->kernels.tile[XL_CPU_PACK_F32];
-    job.side = (uint32_t)XL_MIN(panels / ((job.in_turn ? 16 : 4) * c->threads), (size_t)XL_CPU_PANELS);
+    job.side = (uint32_t)XL_MIN(panels * job.chunks / ((job.in_turn ? 16 : 4) * c->threads), (size_t)XL_CPU_PANELS);
     if (job.side == 0) job.side = 1;
     bool wanted[XL_CPU_PACKS] = {false};
     for (uint32_t i = 0; i < n; i++) {

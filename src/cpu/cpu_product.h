@@ -23,7 +23,10 @@ INLINE void tile_block(tile *b, int mr, int nv, weight_kind kind)
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = (V){0};
     for (size_t k = 0; k < b->span; k += values * steps) {
-        if (mr > 1) fetch_some(&b->ahead);
+        if (mr > 1) {
+            fetch_some(&b->ahead);
+            fetch_rows(b, k * (size_t)mr * 4, values * (size_t)mr * 4);
+        }
         UNROLL for (size_t i = 0; i < steps; i++, w += step, x += values * (size_t)mr) {
             if (i > 0 && k + values * i >= b->span) break;
             if (mr == 1) fetch_step(&b->ahead, k / values * step, steps * step, i, steps, false);

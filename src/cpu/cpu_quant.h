@@ -191,6 +191,7 @@ INLINE void quant_tile(tile *t, V sum[QR][NV], const spread *s, int mr, int nv, 
     for (int unit = 0; unit < units; unit++)
         UNROLL for (int b = 0; b < at_once; b++, x += XL_CPU_Q8_BLOCK * mr) {
             fetch_some(&t->ahead);
+            fetch_rows(t, (size_t)(unit * at_once + b) * XL_CPU_Q8_BLOCK * (size_t)mr, XL_CPU_Q8_BLOCK * (size_t)mr);
             /* or compilers keep what they loaded for the block before, and then the starts of sums, and there are too few registers */
             if (b > 0) __asm__ volatile("" : : : "memory");
             VI dot[QR][2][NV];

@@ -286,7 +286,15 @@ typedef struct tile {
     uint32_t rows; /* while preparing: of all tiles */
     bool direct;   /* weights are multiplied out of the panel; of use to block formats */
     fetch ahead;
+    const uint8_t *next; /* x of the tile to come; may lie past the last */
 } tile;
+
+/* Of the activations of the tile to come `bytes` from `at` on: they are further away than the weights, and the machine's own
+ * prefetcher begins anew with each tile. */
+INLINE void fetch_rows(const tile *t, size_t at, size_t bytes)
+{
+    UNROLL for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(t->next + at + line);
+}
 
 /* Sizes of a product's operands in bytes: 256 values of a weight row, 256 of an activation row, a whole packed row; and
  * how often a tile calls fetch_some for 32 values of K. */
@@ -314,13 +322,16 @@ INLINE void walk(float *out, const xl_cpu_panels *panels, const uint8_t *x, uint
                 size_t next = p + (AHEAD + bytes - 1) / bytes; /* counted in blocks, panels first */
                 b.ahead.at = (uintptr_t)first + next % side * panels->bytes + (k / XL_CPU_K_BLOCK + next / side) * bytes;
                 b.ahead.end = b.ahead.at + bytes;
-                b.ahead.kept = panels->kept;
+                b.ahead.kept = panels->kept || !panels->in_turn; /* many tiles would push them out of the first-level cache again */
                 b.ahead.lines = (uint32_t)((bytes / 64 + steps - 1) / steps);
                 prepare(&b, context);
                 for (uint32_t t = 0; t < tiles; t++, row += b.rows) {
+                    const uint32_t to_come = t + 1 < tiles ? t + 1 : 0;
                     b.rows = xl_cpu_tile_rows(rows, s.most_rows, t);
                     b.out = out + ((from + p) * (size_t)rows + row) * panel;
                     b.x = x + row * s.x_row + k / XL_CPU_K_BLOCK * s.x_256 * b.rows;
+                    b.next = x + (to_come ? row + b.rows : 0) * s.x_row +
+                             (k / XL_CPU_K_BLOCK + (!to_come && p + 1 == side)) * s.x_256 * xl_cpu_tile_rows(rows, s.most_rows, to_come);
                     multiply(&b, context);
                 }
             }
