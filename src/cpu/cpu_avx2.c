@@ -12,6 +12,7 @@
 #define QR 2
 #define GR 6
 #define GN 2
+#define SN 8
 #define FMA(a, b, c) ((V)_mm256_fmadd_ps(a, b, c))
 #define FROM_I8(p) ((V)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p)))))
 #define FROM_F16(h) ((V)_mm256_cvtph_ps((__m128i)(h)))

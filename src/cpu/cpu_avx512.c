@@ -12,6 +12,7 @@
 #define QR 6
 #define GR 6
 #define GN 4
+#define SN 16
 #define FMA(a, b, c) ((V)_mm512_fmadd_ps(a, b, c))
 #define FROM_I8(p) ((V)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p)))))
 #define FROM_F16(h) ((V)_mm512_cvtph_ps((__m256i)(h)))

@@ -2,6 +2,7 @@
  * cpu_cell.h — everything of one instruction set that is no product with weights: norms, activations, and the pieces of
  * the mLSTM cell. Included once by its file, after cpu_product.h.
  *   GR, GN   rows and vectors of a tile of `gemm`; GR is at most 6
+ *   SN       vectors of C a step keeps sums for in registers
  */
 
 static void round_values(float *out, const float *in, size_t n, xlstm_dtype dtype)
@@ -262,61 +263,67 @@ INLINE void state_put(uint8_t *p, V v, xlstm_dtype dtype)
         u_store16(p, v_to_bf16(v));
 }
 
-/* So many rows ahead, because where a task has a part of each row only the machine's own prefetcher does not see through. */
+/* Only a part of each row is read, which the machine's own prefetcher does not see through. */
 enum { FETCH_ROWS = 8 };
 INLINE void fetch_row(const uint8_t *row, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 1);
 }
 
-/* nv vectors of a row of C from column i on, and what they add to h. */
-INLINE void step_values(const xl_cpu_step *s, uint8_t *C, V kw, V q, uint32_t i, int nv, xlstm_dtype dtype)
+/* nv vectors of columns from `at` on: one pass over these columns of C. */
+INLINE void step_columns(const xl_cpu_step *s, uint32_t at, int nv, xlstm_dtype dtype, float den)
 {
-    const size_t bytes = dtype == XLSTM_F32 ? 4 : 2;
+    V sum[SN], v[SN], forget = v_all(s->forget);
+    size_t bytes = dtype == XLSTM_F32 ? 4 : 2;
     UNROLL for (int j = 0; j < nv; j++) {
-        const uint32_t at = i + (uint32_t)(j * VW);
-        V c = FMA(kw, v_load(s->v + at), s->forget * state_get(C + at * bytes, dtype));
-        state_put(C + at * bytes, c, dtype);
-        v_store(s->h + at, FMA(q, c, v_load(s->h + at)));
+        sum[j] = (V){0};
+        v[j] = v_load(s->v + at + j * VW);
     }
-}
-
-/* One pass over C in the order of its addresses: memory reads and writes that half as fast again as columns by columns. The sums of
- * all columns stay in the first-level cache. */
-INLINE void step_plain(const xl_cpu_step *s, xlstm_dtype dtype, float den)
-{
-    const size_t bytes = dtype == XLSTM_F32 ? 4 : 2;
-    const uint32_t n = s->width;
-    memset(s->h, 0, n * sizeof *s->h);
-    for (uint32_t a = 0; a < s->dq; a++) {
-        uint8_t *C = s->C + a * s->c_row_bytes;
-        const V kw = v_all(s->kw[a]), q = v_all(s->q[a]);
-        uint32_t i = 0;
-        fetch_row(C + FETCH_ROWS * s->c_row_bytes, n * bytes);
-        for (; i + 4 * VW <= n; i += 4 * VW) step_values(s, C, kw, q, i, 4, dtype);
-        for (; i + VW <= n; i += VW) step_values(s, C, kw, q, i, 1, dtype);
-        if (i < n) {
-            uint8_t part[4 * VW] = {0};
-            memcpy(part, C + i * bytes, (n - i) * bytes);
-            V c = FMA(kw, v_load_part(s->v + i, n - i), s->forget * state_get(part, dtype));
-            state_put(part, c, dtype);
-            memcpy(C + i * bytes, part, (n - i) * bytes);
-            v_store_part(s->h + i, FMA(q, c, v_load_part(s->h + i, n - i)), n - i);
+    uint8_t *C = s->C + at * bytes;
+    for (uint32_t a = 0; a < s->dq; a++, C += s->c_row_bytes) {
+        V kw = v_all(s->kw[a]), q = v_all(s->q[a]);
+        fetch_row(C + FETCH_ROWS * s->c_row_bytes, (size_t)nv * VW * bytes);
+        UNROLL for (int j = 0; j < nv; j++) {
+            uint8_t *p = C + (size_t)j * VW * bytes;
+            V c = FMA(kw, v[j], forget * state_get(p, dtype));
+            state_put(p, c, dtype);
+            sum[j] = FMA(q, c, sum[j]);
         }
     }
-    quotient(s->h, s->h, den, n, s->round);
+    UNROLL for (int j = 0; j < nv; j++) v_store(s->h + at + j * VW, v_round_to(sum[j] / den, s->round));
 }
 
-/* nv vectors of a row whose levels are worth `keep` each, from column i on: into scratch memory, and what they add to h. */
+INLINE void step_plain(const xl_cpu_step *s, xlstm_dtype dtype, float den)
+{
+    uint32_t at = 0;
+    size_t bytes = dtype == XLSTM_F32 ? 4 : 2;
+    for (; at + SN * VW <= s->width; at += SN * VW) step_columns(s, at, SN, dtype, den);
+    for (; at + VW <= s->width; at += VW) step_columns(s, at, 1, dtype, den);
+    uint32_t n = s->width - at;
+    if (n == 0) return;
+    V sum = {0}, v = v_load_part(s->v + at, n), forget = v_all(s->forget);
+    uint8_t *C = s->C + at * bytes;
+    for (uint32_t a = 0; a < s->dq; a++, C += s->c_row_bytes) {
+        uint8_t part[4 * VW] = {0};
+        memcpy(part, C, n * bytes);
+        V c = FMA(v_all(s->kw[a]), v, forget * state_get(part, dtype));
+        state_put(part, c, dtype);
+        memcpy(C, part, n * bytes);
+        sum = FMA(v_all(s->q[a]), c, sum);
+    }
+    v_store_part(s->h + at, v_round_to(sum / den, s->round), n);
+}
+
+/* nv vectors of a row whose levels are worth `keep` each, from column i on: into scratch memory, and what they add to the sums. */
 INLINE void step_levels(const xl_cpu_step *s, const uint8_t *C, uint32_t a, float keep, uint32_t i, int nv, VI top[4])
 {
     V kw = v_all(s->kw[a]), q = v_all(s->q[a]), factor = v_all(keep);
     const float *v = s->v + i;
-    float *row = s->row + i, *h = s->h + i;
+    float *row = s->row + i, *sum = s->sums + i;
     UNROLL for (int j = 0; j < nv; j++) {
         V c = FMA(kw, v_load(v + j * VW), factor * v_load_i8(C + i + j * VW));
         v_store(row + j * VW, c);
-        v_store(h + j * VW, FMA(q, c, v_load(h + j * VW)));
+        v_store(sum + j * VW, FMA(q, c, v_load(sum + j * VW)));
         top[j] = v_larger(top[j], c);
     }
 }
@@ -325,7 +332,7 @@ INLINE void step_levels(const xl_cpu_step *s, const uint8_t *C, uint32_t a, floa
 static void step_int8(const xl_cpu_step *s, float den)
 {
     uint32_t n = s->width;
-    memset(s->h, 0, n * sizeof *s->h);
+    memset(s->sums, 0, n * sizeof *s->sums);
     for (uint32_t a = 0; a < s->dq; a++) {
         uint8_t *C = s->C + a * s->c_row_bytes;
         float scale;
@@ -342,12 +349,12 @@ static void step_int8(const xl_cpu_step *s, float den)
             memcpy(part, C + i, n - i);
             V c = FMA(v_all(s->kw[a]), v_load_part(s->v + i, n - i), v_all(keep) * v_load_i8(part));
             v_store_part(s->row + i, c, n - i);
-            v_store_part(s->h + i, FMA(v_all(s->q[a]), c, v_load_part(s->h + i, n - i)), n - i);
+            v_store_part(s->sums + i, FMA(v_all(s->q[a]), c, v_load_part(s->sums + i, n - i)), n - i);
             top[0] = v_larger(top[0], v_load_part(s->row + i, n - i));
         }
         save_levels(C, s->row, v_largest(top[0]), n);
     }
-    quotient(s->h, s->h, den, n, s->round);
+    quotient(s->h, s->sums, den, n, s->round);
 }
 
 static void step(const xl_cpu_step *s, float den)

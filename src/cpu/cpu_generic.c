@@ -8,6 +8,7 @@
 #define QR 2
 #define GR 4
 #define GN 2
+#define SN 4
 
 #include "cpu_product.h"
 /* Byte j of w times byte j of x, added up. */

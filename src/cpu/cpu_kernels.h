@@ -81,7 +81,7 @@ typedef struct xl_cpu_step {
     const float *v;      /* [width] */
     float forget;
     float *h;            /* out [width]: sums / den */
-    float *row;          /* scratch [width], I8 only */
+    float *sums, *row;   /* scratch [width] of this thread, I8 only: beside a line of h other threads write */
     uint32_t dq, width;
     xlstm_dtype round;   /* of h */
 } xl_cpu_step;

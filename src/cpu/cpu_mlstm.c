@@ -126,7 +126,7 @@ static void step_piece(const columns *a, size_t row)
     kn->scale(w->k_weighed, seen(a->job, w->row, op->k->data + qk, dq), c->gates.weight[at], dq);
     xl_cpu_step step = {.C = a->C, .c_row_bytes = c->layout.c_row_bytes, .dtype = c->layout.dtype, .q = w->q,
                         .kw = w->k_weighed, .v = seen(a->job, w->v, op->v->data + v, a->width),
-                        .forget = c->gates.carry[at], .h = op->h->data + v, .row = w->row, .dq = dq,
+                        .forget = c->gates.carry[at], .h = op->h->data + v, .sums = w->num, .row = w->row, .dq = dq,
                         .width = a->width, .round = c->o.activations};
     kn->step(&step, c->gates.den[at]);
 }

@@ -9,6 +9,7 @@
 #define QR 4
 #define GR 6
 #define GN 4
+#define SN 8
 #define FMA(a, b, c) ((V)vfmaq_f32(c, a, b))
 #define FROM_F16(h) ((V)vcvt_f32_f16((float16x4_t)(h)))
 #define TO_F16(v) ((H)vcvt_f16_f32(v))
