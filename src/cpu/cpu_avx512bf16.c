@@ -26,9 +26,9 @@ INLINE void tile_block(tile *b, int mr, int nv)
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < nv; v++) sum[r][v] = _mm512_setzero_ps();
     for (size_t k = 0; k < b->span; k += 2 * steps) {
-        if (mr == 1)
+        if (mr == 1) {
             fetch_step(&b->ahead, k / 2 * step, steps * step, 0, 1, false);
-        else {
+        } else {
             fetch_some(&b->ahead);
             fetch_rows(b, k * (size_t)mr * 2, (size_t)mr * 4);
         }

@@ -132,6 +132,12 @@ static inline uint32_t xl_cpu_tile_rows(uint32_t rows, uint32_t most, uint32_t t
     uint32_t tiles = xl_cpu_tiles(rows, most);
     return rows / tiles + (t < rows % tiles);
 }
+/* Row that tile t begins with. */
+static inline uint32_t xl_cpu_tile_first(uint32_t rows, uint32_t most, uint32_t t)
+{
+    uint32_t tiles = xl_cpu_tiles(rows, most);
+    return rows / tiles * t + (t < rows % tiles ? t : rows % tiles);
+}
 
 extern const xl_cpu_kernels xl_cpu_kernels_generic;
 #if defined(__x86_64__)

@@ -209,7 +209,7 @@ static uint32_t chunk_rows(const linear_job *job, uint32_t chunk)
 
 static uint32_t chunk_first(const linear_job *job, uint32_t chunk)
 {
-    return job->rows / job->chunks * chunk + XL_MIN(job->rows % job->chunks, chunk);
+    return xl_cpu_tile_first(job->rows, XL_CPU_MAX_ROWS, chunk);
 }
 
 static void pack_chunk_tile(void *arg, uint32_t piece, uint32_t worker)
@@ -220,7 +220,7 @@ static void pack_chunk_tile(void *arg, uint32_t piece, uint32_t worker)
     uint32_t most = kn->tile[job->pack], per_chunk = xl_cpu_tiles(XL_CPU_MAX_ROWS, most), chunk = piece / per_chunk, t = piece % per_chunk;
     uint32_t rows = chunk_rows(job, chunk), row = chunk_first(job, chunk);
     if (t >= xl_cpu_tiles(rows, most)) return;
-    for (uint32_t i = 0; i < t; i++) row += xl_cpu_tile_rows(rows, most, i);
+    row += xl_cpu_tile_first(rows, most, t);
     kn->pack[job->pack](job->c->packed[job->pack] + row * packed_row(job->pack, job->cols), job->x + row * job->cols,
                         job->cols, xl_cpu_tile_rows(rows, most, t), job->cols);
 }
