@@ -63,6 +63,7 @@ static int run_command(const command *c, int argc, char **argv)
 int main(int argc, char **argv)
 {
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write, see output() */
+    signal(SIGXFSZ, SIG_IGN); /* so is a file that may not grow further */
     const char *name = argc > 1 ? argv[1] : "";
     if (argc < 2) {
         print_program_help(stderr);

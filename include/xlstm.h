@@ -114,7 +114,7 @@ typedef struct xlstm_model_options {
     uint32_t offload_blocks;  /* only the first so many blocks run on `backend`, the rest on cpu; 0: all of them */
     uint32_t threads;         /* 0: all online CPUs */
     uint32_t chunk_size;      /* tokens a chunk in prefill; 0: the checkpoint's (64). 1 .. 4096 */
-    uint32_t max_rows;        /* most token rows in one pass through the blocks; 0: 512, on a GPU 2048. Bounds scratch memory */
+    uint32_t max_rows;        /* most token rows in one pass through the blocks; 0: 512, on a GPU 2048; at most 1048576. Bounds scratch memory */
     uint32_t device_states;   /* most states in a GPU's memory at once, the others wait in the host's; 0: what fits */
     uint32_t cpu_mask;        /* instruction sets the cpu backend may use, XLSTM_CPU_* bits; 0: all it finds */
     bool no_repack;           /* use weights where they are mapped; no second layout */
@@ -251,7 +251,9 @@ typedef struct xlstm_segment {
  * both are the same call. Each session may appear once. On the CPU a segment's logits and state are bit-identical
  * whatever else is in the batch, for any thread count, and wherever the sequence was cut at multiples of chunk_size.
  * If BOS is due it is read first; logits stay aligned with the caller's tokens.
- * Returns the first segment's failure. XLSTM_E_NONFINITE poisons the session concerned; the others are complete.
+ * Returns the first segment's failure. A batch with a wrong argument is refused as a whole: nothing is read, and every
+ * status is that failure. XLSTM_E_NONFINITE poisons the session concerned, and is the status of one that was poisoned
+ * before; the others are complete.
  *
  * A segment's sampler chooses as xlstm_sampler_choose would from these logits, and does not accept the id. Where the
  * backend can (cuda, without bias and penalties) the choice is made on the device, and with WANT_NONE no logits come

@@ -316,6 +316,27 @@ char *xl_join(const char *folder, const char *name, xlstm_error *err)
 
 /* ---- atomic writing --------------------------------------------------------------------------------------------- */
 
+/* Where to write for `path`: what links lead to. Only a regular file can be replaced as a whole. */
+static int find_target(char **out, const char *path, xlstm_error *err)
+{
+    struct stat link, st;
+    *out = NULL;
+    if (path[0] == '\0') return xl_fail(err, XLSTM_E_IO, "the name of the file to write is empty");
+    if (lstat(path, &link) != 0) {
+        if (errno != ENOENT) return fail_errno(err, path, "open");
+    } else if (stat(path, &st) != 0) {
+        return fail_errno(err, path, "follow the link");
+    } else if (!S_ISREG(st.st_mode)) {
+        return xl_fail(err, XLSTM_E_IO, "%s: expected the name of a file to write, found a %s", path,
+                       S_ISDIR(st.st_mode) ? "folder" : "device or pipe, which cannot be replaced as a whole");
+    } else if (S_ISLNK(link.st_mode)) {
+        *out = realpath(path, NULL);
+        return *out != NULL ? XLSTM_OK : fail_errno(err, path, "follow the link");
+    }
+    *out = xl_strdup(path, err);
+    return *out != NULL ? XLSTM_OK : XLSTM_E_MEMORY;
+}
+
 /* A file without a name in the folder of `path`, which vanishes with the process however that ends; -1 where the system
  * has none, or could not give it a name later. */
 static int open_nameless(const char *path)
@@ -324,7 +345,7 @@ static int open_nameless(const char *path)
 #ifdef O_TMPFILE
     const char *slash = strrchr(path, '/');
     char *folder = slash == NULL ? strdup(".") : strndup(path, (size_t)(slash - path + (slash == path))), link[64];
-    if (folder != NULL) fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (folder != NULL) fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
     free(folder);
     snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
     if (fd >= 0 && access(link, F_OK) != 0) {
@@ -337,40 +358,44 @@ static int open_nameless(const char *path)
     return fd;
 }
 
-static int open_named(int *fd, xl_writer *w, xlstm_error *err)
+/* Makes a file under w->temporary, a name beside w->path that nobody has: opened where *fd is -1, else the nameless *fd. */
+static int make_temporary(xl_writer *w, int *fd, xlstm_error *err)
 {
-    w->temporary = xl_printf(err, "%s.XXXXXX", w->path);
-    if (w->temporary == NULL) return XLSTM_E_MEMORY;
-    *fd = mkostemp(w->temporary, O_CLOEXEC);
-    if (*fd >= 0) return XLSTM_OK;
-    int result = fail_errno(err, w->path, "create a temporary file beside it");
-    free(w->temporary);
-    w->temporary = NULL;
-    return result;
+    char link[64];
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", *fd);
+    const bool open_new = *fd < 0;
+    for (unsigned attempt = 0; attempt < 100; attempt++) {
+        unsigned long long number = xl_hash(w->path, strlen(w->path), (uint64_t)(xl_now() * 1e9) + attempt);
+        w->temporary = xl_printf(err, "%s.%06llx", w->path, number & 0xffffff);
+        if (w->temporary == NULL) return XLSTM_E_MEMORY;
+        if (open_new) *fd = open(w->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (open_new ? *fd >= 0 : linkat(AT_FDCWD, link, AT_FDCWD, w->temporary, AT_SYMLINK_FOLLOW) == 0) return XLSTM_OK;
+        free(w->temporary);
+        w->temporary = NULL;
+        if (errno != EEXIST) break;
+    }
+    return fail_errno(err, w->path, "create a temporary file beside it");
 }
 
-/* Temporary files are private; gives them the mode that open() would have given a new one, or that of the old one. */
-static void set_mode(int fd, const char *path)
+/* A file that replaces another has its mode. */
+static void keep_mode(int fd, const char *path)
 {
     struct stat st;
-    mode_t mask = umask(0);
-    (void)umask(mask);
-    mode_t mode = stat(path, &st) == 0 ? st.st_mode & 07777 : 0666 & ~mask;
-    (void)fchmod(fd, mode);
+    if (stat(path, &st) == 0) (void)fchmod(fd, st.st_mode & 07777);
 }
 
 int xl_writer_open(xl_writer *w, const char *path, xlstm_error *err)
 {
     *w = (xl_writer){0};
-    w->path = xl_strdup(path, err);
-    if (w->path == NULL) return XLSTM_E_MEMORY;
-    int fd = open_nameless(path), result = XLSTM_OK;
-    if (fd < 0) result = open_named(&fd, w, err);
+    int result = find_target(&w->path, path, err);
+    if (result != XLSTM_OK) return result;
+    int fd = open_nameless(w->path);
+    if (fd < 0) result = make_temporary(w, &fd, err);
     if (result == XLSTM_OK) {
-        set_mode(fd, path);
+        keep_mode(fd, w->path);
         w->file = fdopen(fd, "wb");
         if (w->file == NULL) {
-            result = fail_errno(err, path, "open");
+            result = fail_errno(err, w->path, "open");
             close(fd);
         }
     }
@@ -403,7 +428,7 @@ static void sync_folder_of(const char *path)
 static int copy_to_named(xl_writer *w, int from, xlstm_error *err)
 {
     enum { BLOCK = 1 << 20 };
-    int fd = -1, result = open_named(&fd, w, err);
+    int fd = -1, result = make_temporary(w, &fd, err);
     char *block = result == XLSTM_OK ? xl_grow(NULL, BLOCK, err) : NULL;
     if (result == XLSTM_OK && block == NULL) result = XLSTM_E_MEMORY;
     for (off_t at = 0; result == XLSTM_OK;) {
@@ -415,28 +440,21 @@ static int copy_to_named(xl_writer *w, int from, xlstm_error *err)
         if (n < 0 || put < n) result = fail_errno(err, w->path, "write");
         at += put;
     }
-    if (result == XLSTM_OK) set_mode(fd, w->path);
+    if (result == XLSTM_OK) keep_mode(fd, w->path);
     if (result == XLSTM_OK && fsync(fd) != 0) result = fail_errno(err, w->path, "write");
     if (fd >= 0) close(fd);
     xl_release(block);
     return result;
 }
 
-/* Gives a nameless file a temporary name, from which it can be renamed over what is there. */
+/* Gives a nameless file its name or, where a file has that, a temporary one from which it is renamed over the other. */
 static int give_name(xl_writer *w, xlstm_error *err)
 {
-    const int fd = fileno(w->file);
+    int fd = fileno(w->file);
     char link[64];
     snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-    for (unsigned attempt = 0; attempt < 100; attempt++) {
-        unsigned long long number = xl_hash(w->path, strlen(w->path), (uint64_t)(xl_now() * 1e9) + attempt);
-        w->temporary = xl_printf(err, "%s.%06llx", w->path, number & 0xffffff);
-        if (w->temporary == NULL) return XLSTM_E_MEMORY;
-        if (linkat(AT_FDCWD, link, AT_FDCWD, w->temporary, AT_SYMLINK_FOLLOW) == 0) return XLSTM_OK;
-        free(w->temporary);
-        w->temporary = NULL;
-        if (errno != EEXIST) break;
-    }
+    if (linkat(AT_FDCWD, link, AT_FDCWD, w->path, AT_SYMLINK_FOLLOW) == 0) return XLSTM_OK;
+    if (errno == EEXIST && make_temporary(w, &fd, NULL) == XLSTM_OK) return XLSTM_OK;
     return copy_to_named(w, fd, err);
 }
 
@@ -447,12 +465,15 @@ int xl_writer_commit(xl_writer *w, xlstm_error *err)
     if (result == XLSTM_OK && w->temporary == NULL) result = give_name(w, err);
     if (fclose(w->file) != 0 && result == XLSTM_OK) result = fail_errno(err, w->path, "write");
     w->file = NULL;
-    if (result == XLSTM_OK && rename(w->temporary, w->path) != 0) result = fail_errno(err, w->path, "replace");
-    if (result == XLSTM_OK) {
-        free(w->temporary);
-        w->temporary = NULL;
-        sync_folder_of(w->path);
+    if (result == XLSTM_OK && w->temporary != NULL) {
+        if (rename(w->temporary, w->path) != 0)
+            result = fail_errno(err, w->path, "replace");
+        else {
+            free(w->temporary);
+            w->temporary = NULL;
+        }
     }
+    if (result == XLSTM_OK) sync_folder_of(w->path);
     xl_writer_abort(w);
     return result;
 }

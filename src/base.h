@@ -74,9 +74,10 @@ bool xl_is_folder(const char *path);
 bool xl_is_file(const char *path);
 char *xl_join(const char *folder, const char *name, xlstm_error *err); /* "folder/name" */
 
-/* Atomic write: bytes go to a file without a name in the folder of `path`, which replaces it on commit after fsync. A
- * process killed at any moment leaves the old file or the new one, never a mixture and no half file. Where the system has
- * no nameless files it is a temporary one, `path`.XXXXXX, which only a kill leaves behind. */
+/* Atomic write: bytes go to a file without a name in the folder of `path`, or of what that links to, which replaces it on
+ * commit after fsync. A process killed at any moment leaves the old file or the new one, never a mixture and no half file.
+ * A kill leaves a temporary file, `path`.XXXXXX, in two cases: between the two system calls that replace an older file, and
+ * where the system has no nameless files. Anything but a regular file is refused. */
 typedef struct xl_writer {
     FILE *file;
     char *path, *temporary; /* temporary: NULL while the file has no name */

@@ -7,6 +7,7 @@
 #include "imatrix.h"
 #include "quantize.h"
 #include "threads.h"
+#include "unicode.h"
 
 #include <fnmatch.h>
 
@@ -23,6 +24,7 @@ typedef struct item {
     uint64_t columns; /* of a row; a vector is one row */
     bool large;       /* may be quantised; otherwise float32 */
     bool tabled;      /* the embedding, whose rows are looked up: no input, no importance */
+    bool named;       /* its format was asked for by name */
     bool fitted;      /* got another format than asked for: no need to be bit-exact with ggml's quantiser of it */
     xlstm_dtype dtype;
     const float *importance; /* [columns] or NULL */
@@ -137,6 +139,7 @@ static int apply_override(conversion *c, const char *text)
         if (!matches(pattern, c->items[i].name)) continue;
         if (c->items[i].large) {
             c->items[i].dtype = dtype;
+            c->items[i].named = true;
             found++;
         } else {
             small = c->items[i].name;
@@ -177,12 +180,13 @@ static int choose_formats(conversion *c)
     }
     for (size_t i = 0; i < c->n_items; i++) {
         item *it = &c->items[i];
-        xlstm_dtype stored = it->slice.t->dtype, dtype = o->type;
+        xlstm_dtype dtype = o->type;
         const bool embedding = i == 0, head = strcmp(it->name, "output.weight") == 0 || (embedding && !it->tabled);
         if (embedding || head) dtype = outer_format(dtype);
         if (head && o->head != XLSTM_DTYPE_DEFAULT) dtype = o->head;
         if (embedding && o->embedding != XLSTM_DTYPE_DEFAULT) dtype = o->embedding;
-        if (dtype == XLSTM_DTYPE_DEFAULT) dtype = stored == XLSTM_F64 ? XLSTM_F32 : stored;
+        it->named = (head && dtype == o->head) || (embedding && dtype == o->embedding);
+        if (dtype == XLSTM_DTYPE_DEFAULT) dtype = it->slice.t->dtype;
         it->dtype = it->large ? dtype : XLSTM_F32;
     }
     for (size_t i = 0; i < o->n_tensors; i++) {
@@ -193,11 +197,28 @@ static int choose_formats(conversion *c)
         item *it = &c->items[i];
         xlstm_dtype fits = fallback(it->dtype, it->columns);
         if (fits == it->dtype) continue;
-        xl_logf(&c->log, XLSTM_LOG_INFO, "%s: rows of %llu values are no multiple of the %u in a block of %s: %s", it->name,
+        xl_logf(&c->log, it->named ? XLSTM_LOG_WARNING : XLSTM_LOG_INFO, "%s: rows of %llu values are no multiple of the %u in a block of %s: %s", it->name,
                 (unsigned long long)it->columns, xl_dtype_get(it->dtype)->block, xlstm_dtype_name(it->dtype),
                 xlstm_dtype_name(fits));
         it->dtype = fits;
         it->fitted = true;
+    }
+    return XLSTM_OK;
+}
+
+/* Names of another, larger model tell that the importance matrix is that one's. */
+static int check_importances(conversion *c)
+{
+    static const char end[] = ".in_sum2";
+    for (size_t i = 0; i < xl_weights_count(c->imatrix); i++) {
+        const char *name = xl_weights_at(c->imatrix, i)->name;
+        const size_t n = strlen(name), stem = n - XL_MIN(n, strlen(end));
+        if (strcmp(name + stem, end) != 0) continue;
+        size_t found = 0;
+        while (found < c->n_items && (strlen(c->items[found].name) != stem || memcmp(c->items[found].name, name, stem) != 0)) found++;
+        if (found < c->n_items && c->items[found].large) continue;
+        return xl_fail(c->err, XLSTM_E_MISMATCH, "%s: tensor '%s': the model that is converted has no such matrix; make the "
+                       "importance matrix with that model", c->o->imatrix, name);
     }
     return XLSTM_OK;
 }
@@ -211,6 +232,7 @@ static int find_importances(conversion *c)
     if (c->ones == NULL) return XLSTM_E_MEMORY;
     for (uint64_t i = 0; i < most; i++) c->ones[i] = 1;
     int result = path != NULL ? xl_weights_open_typed(&c->imatrix, path, "imatrix", c->err) : XLSTM_OK;
+    if (path != NULL && result == XLSTM_OK) result = check_importances(c);
     for (size_t i = 0; i < c->n_items && result == XLSTM_OK; i++) {
         item *it = &c->items[i];
         if (it->fitted) it->importance = c->ones;
@@ -258,7 +280,7 @@ static void put_settings(conversion *c, const char *path)
     const char *name = base_name(path, &size);
     put_text(g, "general.architecture", "xlstm");
     put_text(g, "general.type", "model");
-    xl_gguf_put_text(g, "general.name", name, size);
+    if (xl_utf8_valid(name, size) == size) xl_gguf_put_text(g, "general.name", name, size);
     xl_gguf_put_u32(g, "general.file_type", file_type(c));
     xl_gguf_put_u32(g, "general.quantization_version", 2);
     xl_gguf_put_u32(g, "xlstm.block_count", d->num_blocks);
@@ -294,13 +316,13 @@ static int put_file(conversion *c, const char *key, const char *folder, const ch
     size_t size = 0;
     if (path == NULL) return XLSTM_E_MEMORY;
     int result = xl_is_file(path) ? xl_read_file(&text, &size, path, TEXT_LIMIT, c->err) : XLSTM_OK;
-    if (text != NULL && strlen(text) == size) xl_gguf_put_text(&c->g, key, text, size);
+    if (text != NULL && strlen(text) == size && xl_utf8_valid(text, size) == size) xl_gguf_put_text(&c->g, key, text, size);
     xl_release(text);
     xl_release(path);
     return result;
 }
 
-/* Tokenizer and end tokens: embedded in the source, or files beside it. One that could not be read was warned about. */
+/* Tokenizer and end tokens: embedded in the source, or files beside it. Also a tokenizer that this version does not understand. */
 static int put_tokenizer(conversion *c, const char *path)
 {
     xlstm_model *m = c->m;
@@ -309,10 +331,10 @@ static int put_tokenizer(conversion *c, const char *path)
     int result = XLSTM_OK;
     put_text(&c->g, "xlstm.generation_config", ends);
     if (ends == NULL && folder != NULL) result = put_file(c, "xlstm.generation_config", folder, "generation_config.json");
-    if (m->tokenizer != NULL && json != NULL) {
+    if (json != NULL) {
         put_text(&c->g, "tokenizer.huggingface.json", json);
         put_text(&c->g, "xlstm.tokenizer_config", config);
-    } else if (m->tokenizer != NULL && folder != NULL) {
+    } else if (folder != NULL) {
         if (result == XLSTM_OK) result = put_file(c, "tokenizer.huggingface.json", folder, "tokenizer.json");
         if (result == XLSTM_OK) result = put_file(c, "xlstm.tokenizer_config", folder, "tokenizer_config.json");
     }
@@ -346,12 +368,12 @@ static void encode_piece(void *arg, uint32_t piece, uint32_t worker)
     const item *it = b->it;
     const uint64_t n = it->columns;
     float *values = b->scratch + worker * n;
-    const bool block = is_block_format(it->dtype), half = it->dtype == XLSTM_F16;
+    const bool block = is_block_format(it->dtype), narrow = block || it->dtype == XLSTM_F16;
     for (uint64_t r = piece * b->piece; r < XL_MIN(b->rows, (piece + 1) * b->piece); r++) {
         xl_decode_row(values, b->in + r * b->in_row, it->slice.t->dtype, n);
-        for (uint64_t i = 0; (block || half) && i < n; i++) {
-            bool finite = xl_is_finite(values[i]);
-            if (!(xl_bits_of(values[i]) << 1 > 0x477fe000u << 1) || (!finite && half)) continue; /* at most 65504 */
+        for (uint64_t i = 0; narrow && i < n; i++) {
+            if (xl_bits_of(values[i]) << 1 <= 0x477fe000u << 1) continue; /* at most 65504 */
+            if (!block && !xl_is_finite(values[i])) continue;             /* which float16 has too */
             note_bad(b, r * n + i);
             return;
         }
@@ -443,6 +465,15 @@ static int write_file(conversion *c, const char *path)
     return result == XLSTM_OK ? xl_gguf_commit(&c->g, c->err) : result;
 }
 
+/* A name that promises more files would keep the result from being opened. */
+static int check_name(const char *out, xlstm_error *err)
+{
+    unsigned number, count;
+    if (xl_gguf_split_name(out, &number, &count) == 0) return XLSTM_OK;
+    return xl_fail(err, XLSTM_E_ARGUMENT, "%s: this is the name of a part of a split model, but one file is written; leave out "
+                   "-%05u-of-%05u", out, number, count);
+}
+
 int xlstm_convert(const char *path, const char *out, const xlstm_convert_options *options, xlstm_error *err)
 {
     static const xlstm_convert_options defaults;
@@ -450,7 +481,8 @@ int xlstm_convert(const char *path, const char *out, const xlstm_convert_options
     conversion c = {.o = o, .log = {o->log, o->log_user}, .err = err};
     const xlstm_model_options facts = {
         .headers_only = true, .set = o->set, .n_set = o->n_set, .log = o->log, .log_user = o->log_user};
-    int result = xlstm_model_open(&c.m, path, &facts, err);
+    int result = check_name(out, err);
+    if (result == XLSTM_OK) result = xlstm_model_open(&c.m, path, &facts, err);
     if (result == XLSTM_OK) result = list_items(&c);
     if (result == XLSTM_OK) result = choose_formats(&c);
     if (result == XLSTM_OK) result = find_importances(&c);

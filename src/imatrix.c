@@ -195,6 +195,17 @@ int xl_imatrix_find(const float **out, xl_weights *w, const char *tensor, uint64
                            (unsigned long long)c, (double)values[c]);
         }
     }
+    snprintf(name, sizeof(name), "%s.counts", tensor);
+    const xl_tensor *counts = xl_weights_find(w, name);
+    if (counts == NULL || counts->dtype != XLSTM_F32 || counts->bytes != sizeof(float)) {
+        return xl_fail(err, XLSTM_E_FORMAT, "%s: expected a tensor '%s' of one float32 value", path, name);
+    }
+    result = xl_weights_data(&bytes, w, counts, err);
+    if (result != XLSTM_OK) return result;
+    const float count = *(const float *)bytes;
+    if (!xl_is_finite(count) || count <= 0) {
+        return xl_fail(err, XLSTM_E_FORMAT, "%s: tensor '%s': expected how much text was read, found %g", path, name, (double)count);
+    }
     *out = values;
     return XLSTM_OK;
 }

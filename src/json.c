@@ -9,7 +9,11 @@
 json_t *xl_json_parse(const char *text, size_t size, const char *name, bool unique, xlstm_error *err)
 {
     json_error_t where;
-    json_t *root = json_loadb(text, size, JSON_ALLOW_NUL | (unique ? JSON_REJECT_DUPLICATES : 0u), &where);
+    const size_t flags = JSON_ALLOW_NUL | (unique ? JSON_REJECT_DUPLICATES : 0u);
+    json_t *root = json_loadb(text, size, flags, &where);
+    /* integers of any length are valid: transformers writes 10^30 for "no limit" */
+    if (root == NULL && json_error_code(&where) == json_error_numeric_overflow)
+        root = json_loadb(text, size, flags | JSON_DECODE_INT_AS_REAL, &where);
     if (root == NULL) {
         xl_fail(err, XLSTM_E_FORMAT, "%s: line %d, column %d: %s; expected valid JSON", name, where.line, where.column,
                 where.text);

@@ -10,7 +10,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { MAX_ROWS_HOST = 512, MAX_ROWS_DEVICE = 2048, CONFIG_LIMIT = 4 << 20 };
+enum { MAX_ROWS_HOST = 512, MAX_ROWS_DEVICE = 2048, MAX_ROWS = 1 << 20, CONFIG_LIMIT = 4 << 20 };
 
 /* ---- warnings --------------------------------------------------------------------------------------------------- */
 
@@ -413,6 +413,7 @@ static int make_backend(xlstm_model *m, const xlstm_model_options *o, const xl_l
     uint32_t rows = o->max_rows != 0                                           ? o->max_rows
                     : xl_backend_is_device(o->backend) && m->offloaded == 0 ? MAX_ROWS_DEVICE
                                                                             : MAX_ROWS_HOST;
+    if (rows > MAX_ROWS) return xl_fail(err, XLSTM_E_ARGUMENT, "max_rows: expected at most %d, found %u", MAX_ROWS, rows);
     m->max_rows = XL_MAX(rows, c->chunk_size); /* a whole chunk must fit in a pass */
     m->info.max_rows = m->max_rows;
     xl_backend_options options = {
@@ -537,7 +538,6 @@ int xlstm_model_open(xlstm_model **out, const char *path, const xlstm_model_opti
         if (result == XLSTM_E_MEMORY) xl_advise_offload(m, room, err);
         if (result != XLSTM_OK) goto fail;
     }
-    m->info.path[sizeof(m->info.path) - 1] = '\0';
     xl_release(config);
     xl_release(folder);
     *out = m;

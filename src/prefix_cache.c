@@ -139,13 +139,30 @@ static void charge_text(xlstm_prefix_cache *c, const text *t, bool add)
     c->stats.ram_bytes = add ? c->stats.ram_bytes + bytes : c->stats.ram_bytes - bytes;
 }
 
+/* Fetches a text's tokens from its file; false if that is missing or is not the text its name says. */
+static bool have_ids(xlstm_prefix_cache *c, text *t)
+{
+    if (t->ids != NULL) return true;
+    char *path = path_of(c, NULL, t), *bytes = NULL;
+    size_t size = 0;
+    bool good = path != NULL && xl_read_file(&bytes, &size, path, t->n * sizeof(int32_t), NULL) == XLSTM_OK &&
+                size == t->n * sizeof(int32_t) && xl_hash(bytes, size, 0) == t->id;
+    if (good) {
+        t->ids = (int32_t *)(void *)bytes;
+        charge_text(c, t, true);
+    } else {
+        xl_release(bytes);
+    }
+    xl_release(path);
+    return good;
+}
+
 /* The text with these tokens, made if there is none; takes over `ids` (NULL: they are in a file). One use is added. */
 static text *text_get(xlstm_prefix_cache *c, uint64_t id, int32_t *ids, size_t n)
 {
     for (text *t = c->texts; t != NULL; t = t->next) {
-        bool same = t->id == id && t->n == n;
-        if (same && ids != NULL && t->ids != NULL) same = memcmp(t->ids, ids, n * sizeof(*ids)) == 0;
-        if (!same || (ids != NULL && t->ids == NULL)) continue;
+        if (t->id != id || t->n != n) continue;
+        if (ids != NULL && (!have_ids(c, t) || memcmp(t->ids, ids, n * sizeof(*ids)) != 0)) continue;
         xl_release(ids);
         t->uses++;
         return t;
@@ -225,24 +242,6 @@ static entry *add_entry(xlstm_prefix_cache *c, uint64_t key, uint64_t position, 
     *bucket_of(c, key) = e;
     c->n_entries++;
     return e;
-}
-
-/* Fetches a text's tokens from its file; false if that is missing or is not the text its name says. */
-static bool have_ids(xlstm_prefix_cache *c, text *t)
-{
-    if (t->ids != NULL) return true;
-    char *path = path_of(c, NULL, t), *bytes = NULL;
-    size_t size = 0;
-    bool good = path != NULL && xl_read_file(&bytes, &size, path, t->n * sizeof(int32_t), NULL) == XLSTM_OK &&
-                size == t->n * sizeof(int32_t) && xl_hash(bytes, size, 0) == t->id;
-    if (good) {
-        t->ids = (int32_t *)(void *)bytes;
-        charge_text(c, t, true);
-    } else {
-        xl_release(bytes);
-    }
-    xl_release(path);
-    return good;
 }
 
 /* The entry of the first `position` of `ids`, compared; NULL if there is none. */
@@ -349,18 +348,18 @@ static void make_room(xlstm_prefix_cache *c, size_t limit)
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
-/* All that a state's bits depend on beside the tokens. Of the backend's description, what comes before the number of
- * threads. */
+/* All that a state's bits depend on beside the tokens, in no locale's form. Of the backend's description, what comes before
+ * the number of threads. */
 static uint64_t settings_hash(const xlstm_model *m)
 {
     const xlstm_model_info *i = &m->info;
     char line[512];
     const char *comma = strrchr(i->backend, ',');
     int name = (int)(comma != NULL ? (size_t)(comma - i->backend) : strlen(i->backend));
-    snprintf(line, sizeof(line), "%s %016" PRIx64 " %.*s %d %d %d %d %d %u %d %a %a %a %a", xlstm_version(),
+    snprintf(line, sizeof(line), "%s %016" PRIx64 " %.*s %d %d %d %d %d %u %d %08x %08x %08x %08x", xlstm_version(),
              i->fingerprint, name, i->backend, i->weights.dtype, i->activations.dtype, i->kernel.dtype, i->state.dtype,
-             i->norm_float32.on, i->chunk_size, i->tied, (double)i->norm_eps, (double)i->cell_eps,
-             (double)i->gate_soft_cap, (double)i->logit_soft_cap);
+             i->norm_float32.on, i->chunk_size, i->tied, xl_bits_of(i->norm_eps), xl_bits_of(i->cell_eps),
+             xl_bits_of(i->gate_soft_cap), xl_bits_of(i->logit_soft_cap));
     return xl_hash(line, strlen(line), 0);
 }
 

@@ -139,10 +139,6 @@ static int check_segment(const xlstm_model *m, xlstm_segment *g, size_t i, xlstm
         return xl_fail(err, XLSTM_E_ARGUMENT, "segment %zu: its sampler chooses among %u ids, the model has %u", i,
                        xl_sampler_size(g->sampler), m->info.vocab_size);
     }
-    if (s->poisoned) {
-        return xl_fail(err, XLSTM_E_NONFINITE,
-                       "segment %zu: its session is poisoned by an earlier non-finite value; reset or restore it", i);
-    }
     return XLSTM_OK;
 }
 
@@ -280,10 +276,13 @@ static int settle(pass *p, size_t n_segments, xlstm_error *err)
         if (first == XLSTM_OK) first = g->status;
     }
     for (uint32_t i = 0; i < p->batch.n_out; i++) {
-        const xlstm_segment *g = &p->segments[m->pass[m->out_rows[i]].segment];
+        xlstm_segment *g = &p->segments[m->pass[m->out_rows[i]].segment];
         if (g->status != XLSTM_OK) continue;
         int result = settle_row(p, i, first == XLSTM_OK ? err : NULL);
-        if (result != XLSTM_OK && g->status == XLSTM_OK) return result; /* the device failed, not the choice */
+        if (result != XLSTM_OK && g->status == XLSTM_OK) { /* the device failed, not the choice */
+            g->status = result;
+            g->id = -1;
+        }
         if (first == XLSTM_OK) first = result;
     }
     return first;
@@ -333,26 +332,31 @@ int xlstm_evaluate(xlstm_model *m, xlstm_segment *segments, size_t n, xlstm_erro
     size_t checked = 0;
     for (; checked < n && result == XLSTM_OK; checked++) {
         xlstm_segment *g = &segments[checked];
-        g->status = XLSTM_OK;
-        g->id = -1;
         result = check_segment(m, g, checked, err);
-        if (result != XLSTM_OK) {
-            g->status = result;
-            break;
-        }
+        if (result == XLSTM_OK) g->session->busy = true;
+    }
+    if (result != XLSTM_OK) checked--; /* the last one is not marked */
+    for (size_t i = 0; i < checked; i++) segments[i].session->busy = false;
+    int refused = result;
+    for (size_t i = 0; i < n; i++) {
+        xlstm_segment *g = &segments[i];
         xlstm_session *s = g->session;
-        s->busy = true;
+        g->id = -1;
+        g->status = refused;
+        if (refused != XLSTM_OK) continue;
+        if (s->poisoned) {
+            g->status = xl_fail(result == XLSTM_OK ? err : NULL, XLSTM_E_NONFINITE,
+                                "segment %zu: its session is poisoned by an earlier non-finite value; reset or restore it", i);
+            if (result == XLSTM_OK) result = g->status;
+        }
         s->taken = 0;
+        s->has_logits = false;
         s->bos_due = m->info.bos_auto && s->position == 0 && g->tokens[0] != m->info.bos_id;
     }
-    if (checked == n) {
-        for (size_t i = 0; i < n; i++) segments[i].session->has_logits = false;
-        for (bool done = false; !done;) {
-            int status = run_pass(m, segments, n, &done, result == XLSTM_OK ? err : NULL);
-            if (result == XLSTM_OK) result = status;
-        }
+    for (bool done = refused != XLSTM_OK; !done;) {
+        int status = run_pass(m, segments, n, &done, result == XLSTM_OK ? err : NULL);
+        if (result == XLSTM_OK) result = status;
     }
-    for (size_t i = 0; i < checked; i++) segments[i].session->busy = false;
     pthread_mutex_unlock(&m->lock);
     return result;
 }

@@ -30,6 +30,8 @@ int xl_weights_open(xl_weights **out, const char *path, const xl_log *log, xlstm
 /* A GGUF file that is no model: one whose general.type is `type`. Only its tensors are read. */
 int xl_weights_open_typed(xl_weights **out, const char *path, const char *type, xlstm_error *err);
 void xl_weights_close(xl_weights *w);
+/* Of a split model's name, "stem-00001-of-00003.gguf": length of the stem, number and count; 0 for other names. */
+size_t xl_gguf_split_name(const char *path, unsigned *number, unsigned *count);
 const char *xl_weights_format(const xl_weights *w); /* "safetensors", "gguf", "preset" */
 size_t xl_weights_count(const xl_weights *w);
 const xl_tensor *xl_weights_at(const xl_weights *w, size_t i); /* in file order */

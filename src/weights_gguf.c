@@ -224,12 +224,12 @@ static int read_header(header *h)
     if (magic == NULL || memcmp(magic, "GGUF", 4) != 0) {
         return xl_fail(h->err, XLSTM_E_FORMAT, "%s: does not begin with \"GGUF\"", h->path);
     }
+    if (c->failed) return truncated(h);
     if (version != VERSION) {
         bool swapped = __builtin_bswap32(version) == VERSION;
         return xl_fail(h->err, XLSTM_E_UNSUPPORTED, "%s: GGUF version %u%s, expected little-endian version %d", h->path,
                        swapped ? VERSION : version, swapped ? " in big-endian order" : "", VERSION);
     }
-    if (c->failed) return truncated(h);
     /* A key takes at least 14 bytes and a tensor at least 33: what the file cannot hold is not allocated. */
     if (n > (c->size - c->at) / 14 || h->n_tensors > (c->size - c->at) / 33) return truncated(h);
     if (n > MAX_KEYS || h->n_tensors > XL_MAX_TENSORS) {
@@ -428,19 +428,14 @@ static int make_tokenizer(xl_weights *w, const header *h)
     if (result == XLSTM_OK) result = get_text(&config, h, "xlstm.tokenizer_config");
     if (result == XLSTM_OK) result = get_text(&template, h, "tokenizer.chat_template");
     if (result != XLSTM_OK) goto done;
-    if (template != NULL) {
-        root = config != NULL ? xl_json_parse(config, strlen(config), "xlstm.tokenizer_config", true, h->err)
-                              : json_object();
-        if (root == NULL) {
-            result = XLSTM_E_FORMAT;
-            goto done;
-        }
+    root = config != NULL ? xl_json_parse(config, strlen(config), "xlstm.tokenizer_config", true, NULL) : json_object();
+    if (template != NULL && root != NULL) {
         if (json_object_set_new(root, "chat_template", json_string(template)) != 0) {
             result = wrong_type(h, "tokenizer.chat_template", "a UTF-8 string");
             goto done;
         }
         w->tokenizer_config = json_dumps(root, 0);
-    } else {
+    } else { /* what is wrong with it, the tokenizer says */
         w->tokenizer_config = config;
         config = NULL;
     }
@@ -498,8 +493,7 @@ static int read_file(xl_weights *w, const char *path, bool settings_too, const c
     return result;
 }
 
-/* "stem-00001-of-00003.gguf" -> length of the stem, number and count; 0 for other names. */
-static size_t split_name(const char *path, unsigned *number, unsigned *count)
+size_t xl_gguf_split_name(const char *path, unsigned *number, unsigned *count)
 {
     size_t n = strlen(path), tail = strlen("-00001-of-00003.gguf");
     int length = 0;
@@ -538,7 +532,7 @@ int xl_gguf_open(xl_weights *w, const char *path, xlstm_error *err)
     unsigned number, count;
     split s;
     snprintf(w->format, sizeof(w->format), "gguf");
-    size_t stem = split_name(path, &number, &count);
+    size_t stem = xl_gguf_split_name(path, &number, &count);
     if (stem > 0) return read_splits(w, path, stem, count, err);
     int result = read_file(w, path, true, NULL, &s, err);
     if (result == XLSTM_OK && s.count > 1) {

@@ -213,13 +213,13 @@ static int count_blocks(builder *b)
     xl_release(seen);
     if (!any) {
         return xl_fail(b->err, XLSTM_E_FORMAT,
-                       "no xLSTM block among %zu tensors (the first is '%.200s'): expected names like "
+                       "%s: no xLSTM block among %zu tensors (the first is '%.200s'): expected names like "
                        "backbone.blocks.0.mlstm_layer.q.weight",
-                       n, n > 0 ? xl_weights_at(b->w, 0)->name : "");
+                       xl_weights_file(b->w, 0), n, n > 0 ? xl_weights_at(b->w, 0)->name : "");
     }
     if (gap <= highest) {
-        return xl_fail(b->err, XLSTM_E_FORMAT, "block %u is missing, but there is '%s': block numbers must have no gap",
-                       gap, last->name);
+        return xl_fail(b->err, XLSTM_E_FORMAT, "%s: block %u is missing, but there is '%s': block numbers must have no gap",
+                       xl_weights_file(b->w, last->file), gap, last->name);
     }
     b->num_blocks = highest + 1;
     return XLSTM_OK;
@@ -242,8 +242,8 @@ static int assign(builder *b)
     }
     if (b->globals[EMBEDDING] == NULL) {
         return xl_fail(b->err, XLSTM_E_FORMAT,
-                       "the embedding is missing: expected 'backbone.embeddings.weight', 'embedding.weight', "
-                       "'embeddings.weight' or 'token_embd.weight'");
+                       "%s: the embedding is missing: expected 'backbone.embeddings.weight', 'embedding.weight', "
+                       "'embeddings.weight' or 'token_embd.weight'", xl_weights_file(b->w, 0));
     }
     b->scheme = 0;
     while (strcmp(b->globals[EMBEDDING]->name, global_names[EMBEDDING][b->scheme]) != 0) b->scheme++;

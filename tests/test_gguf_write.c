@@ -267,6 +267,9 @@ static void test_refusals(void **state)
     }
     REFUSED(xlstm_convert(folder, "/nonexistent/a.gguf", NULL, &err), XLSTM_E_IO, "/nonexistent/a.gguf");
     REFUSED(xlstm_convert("/nonexistent", out, NULL, &err), XLSTM_E_IO, "/nonexistent");
+    REFUSED(xlstm_convert(folder, "", NULL, &err), XLSTM_E_IO, "name of the file to write is empty");
+    REFUSED(xlstm_convert(folder, other, NULL, &err), XLSTM_E_IO, "found a folder");
+    REFUSED(xlstm_convert(folder, file_in(other, "a-00001-of-00002.gguf"), NULL, &err), XLSTM_E_ARGUMENT, "leave out -00001-of-00002");
     assert_int_equal(files_in(other), 0);
 
     mk_list list = mk_build(&model); /* values that a format cannot hold are named, and stay in one that can */
@@ -360,6 +363,13 @@ static void test_imatrix(void **state)
     }
     mk_free(&list);
     assert_true(error[1] < 0.95 * error[0]);
+
+    /* one of a model with more blocks */
+    char *small = mk_folder();
+    mk_put_model(small, &(mk_model){.seed = 10, .blocks = 1});
+    REFUSED(xlstm_convert(small, fit, &(xlstm_convert_options){.type = XLSTM_Q4_0, .imatrix = path}, &err),
+            XLSTM_E_MISMATCH, "the model that is converted has no such matrix");
+    mk_remove_folder(small);
 
     char *narrow = mk_folder();
     mk_put_model(narrow, &wider);

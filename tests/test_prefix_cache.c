@@ -301,6 +301,15 @@ static void test_folder_outlives_the_process(void **unused)
     assert_int_equal(stats_of(c).disk_entries, 0);
     xlstm_prefix_cache_free(c);
     xlstm_model_free(model);
+    /* weights in place are multiplied in another order */
+    for (int in_place = 0; in_place < 2; in_place++) {
+        OK(xlstm_model_open(&model, weights, &(xlstm_model_options){.backend = "cpu", .no_repack = in_place}, &err));
+        c = cache_of(model, &options);
+        assert_int_equal(stats_of(c).disk_entries, 0);
+        assert_int_equal(read_both(c, model, text, 200), 0);
+        xlstm_prefix_cache_free(c);
+        xlstm_model_free(model);
+    }
     fx_remove_tree(folder);
     fx_remove_tree(weights);
 }

@@ -611,6 +611,44 @@ static void test_one_poisoned_session_leaves_the_others_alone(void **state)
     remove_folder(folder);
 }
 
+/* So is a session that was poisoned before; a wrong argument refuses all. */
+static void test_a_refused_batch_reads_nothing(void **state)
+{
+    (void)state;
+    char *folder = poisoned_copy(MODEL, "backbone.embeddings.weight", 77 * 256);
+    xlstm_model *m = open_model(folder, NULL);
+    xlstm_session *bad = new_session(m), *well = new_session(m), *alone = new_session(m);
+    const int32_t good[3] = {5, 6, 7}, poison = 77, wrong[2] = {5, V};
+    xlstm_error err;
+    assert_int_equal(xlstm_decode(bad, poison, &err), XLSTM_E_NONFINITE);
+    xlstm_segment g[3] = {{.session = well, .tokens = good, .count = 3, .want = XLSTM_WANT_LAST, .status = 99},
+                          {.session = alone, .tokens = wrong, .count = 2, .status = 99},
+                          {.session = bad, .tokens = good, .count = 3, .status = 99}};
+    assert_int_equal(xlstm_evaluate(m, g, 3, &err), XLSTM_E_ARGUMENT);
+    assert_non_null(strstr(err.message, "segment 1: token 1"));
+    for (size_t i = 0; i < 3; i++) assert_int_equal(g[i].status, XLSTM_E_ARGUMENT);
+    assert_int_equal(xlstm_session_position(well), 0);
+    g[1].session = well;
+    g[1].tokens = good;
+    assert_int_equal(xlstm_evaluate(m, g, 2, &err), XLSTM_E_ARGUMENT);
+    assert_non_null(strstr(err.message, "twice"));
+    assert_int_equal(g[0].status, XLSTM_E_ARGUMENT);
+    g[1] = g[0];
+    g[0] = g[2];
+    g[0].tokens = good;
+    assert_int_equal(xlstm_evaluate(m, g, 2, &err), XLSTM_E_NONFINITE);
+    assert_non_null(strstr(err.message, "segment 0: its session is poisoned"));
+    assert_int_equal(g[0].status, XLSTM_E_NONFINITE);
+    assert_int_equal(g[1].status, XLSTM_OK);
+    prefill(alone, good, 3);
+    assert_same(well, alone);
+    xlstm_session_free(bad);
+    xlstm_session_free(well);
+    xlstm_session_free(alone);
+    xlstm_model_free(m);
+    remove_folder(folder);
+}
+
 /* ---- memory and threads ------------------------------------------------------------------------------------------- */
 
 static void test_evaluation_allocates_nothing(void **state)
@@ -720,6 +758,7 @@ int main(void)
         cmocka_unit_test(test_misuse_is_refused),
         cmocka_unit_test(test_nan_names_block_and_stage_and_poisons),
         cmocka_unit_test(test_one_poisoned_session_leaves_the_others_alone),
+        cmocka_unit_test(test_a_refused_batch_reads_nothing),
         cmocka_unit_test(test_evaluation_allocates_nothing),
         cmocka_unit_test(test_a_long_prompt_takes_no_memory),
         cmocka_unit_test(test_sessions_of_one_model_in_many_threads),

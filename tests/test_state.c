@@ -387,6 +387,49 @@ static void test_killed_writer(void **unused)
     xlstm_state_free(b);
 }
 
+/* New files have the mode the process asks for, replaced ones their own; links are followed; nothing else is replaced. */
+static void test_what_is_replaced(void **unused)
+{
+    (void)unused;
+    xlstm_state *a = state_of(9), *loaded = NULL;
+    char *fresh = NULL, *link = NULL, *pipe = NULL, *dangling = NULL;
+    MK_CHECK(asprintf(&fresh, "%s/fresh", folder) > 0 && asprintf(&link, "%s/link", folder) > 0 &&
+             asprintf(&pipe, "%s/pipe", folder) > 0 && asprintf(&dangling, "%s/dangling", folder) > 0);
+    struct stat st;
+    const mode_t mask = umask(027);
+    OK(xlstm_state_save(a, fresh, NULL, &err));
+    assert_int_equal(umask(mask), 027);
+    assert_int_equal(stat(fresh, &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0640);
+    assert_int_equal(chmod(fresh, 0604), 0);
+    assert_int_equal(symlink("fresh", link), 0);
+    OK(xlstm_state_save(a, link, NULL, &err));
+    assert_int_equal(lstat(link, &st), 0);
+    assert_true(S_ISLNK(st.st_mode));
+    assert_int_equal(lstat(fresh, &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0604);
+    OK(xlstm_state_load(&loaded, model, fresh, true, &err));
+    xlstm_state_free(loaded);
+    assert_int_equal(mkfifo(pipe, 0600), 0);
+    assert_int_equal(symlink("nowhere", dangling), 0);
+    int files = count_files();
+    const struct {
+        const char *path, *says;
+    } refused[] = {{pipe, "found a device or pipe"}, {folder, "found a folder"}, {dangling, "cannot follow the link"}, {"", "is empty"}};
+    for (size_t i = 0; i < XL_COUNT(refused); i++) {
+        REFUSED(xlstm_state_save(a, refused[i].path, NULL, &err), XLSTM_E_IO, refused[i].says);
+    }
+    assert_int_equal(count_files(), files);
+    assert_int_equal(lstat(pipe, &st), 0);
+    assert_true(S_ISFIFO(st.st_mode));
+    char *all[] = {fresh, link, pipe, dangling};
+    for (size_t i = 0; i < XL_COUNT(all); i++) {
+        assert_int_equal(unlink(all[i]), 0);
+        free(all[i]);
+    }
+    xlstm_state_free(a);
+}
+
 /* In a child: a limit on file sizes cuts every write short, at each length in turn. */
 static void test_short_writes(void **unused)
 {
@@ -738,6 +781,7 @@ int main(void)
         cmocka_unit_test(test_forged_headers),
         cmocka_unit_test(test_random_bytes),
         cmocka_unit_test(test_killed_writer),
+        cmocka_unit_test(test_what_is_replaced),
         cmocka_unit_test(test_short_writes),
         cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_conversion),

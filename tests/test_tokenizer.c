@@ -313,6 +313,7 @@ static void test_config(void **state)
          XLSTM_ON, NULL},
         {json, "{\"eos_token\": \"!\", \"add_bos_token\": false}", -1, 8, XLSTM_OFF, NULL},
         {json, "{\"eos_token\": null, \"bos_token\": \"absent\", \"add_bos_token\": null}", -1, 8, XLSTM_AUTO, NULL},
+        {json, "{\"model_max_length\": 1000000000000000019884624838656, \"bos_token\": \"<s>\"}", 6, 8, XLSTM_AUTO, NULL},
         {json, "{\"chat_template\": \"{{ x }}\"}", -1, 8, XLSTM_AUTO, "{{ x }}"},
         {json,
          "{\"chat_template\": [{\"name\": \"tool\", \"template\": \"t\"}, {\"name\": \"default\", \"template\": \"d\"}]}",

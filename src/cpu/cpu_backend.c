@@ -49,7 +49,8 @@ static uint32_t machine_features(void)
         bits |= XLSTM_CPU_AVX512;
         if (__builtin_cpu_supports("avx512bf16")) bits |= XLSTM_CPU_AVX512_BF16;
         if (__builtin_cpu_supports("avx512vnni")) bits |= XLSTM_CPU_AVX512_VNNI;
-        if (matrix_unit()) bits |= XLSTM_CPU_AMX;
+        /* cpu_amx.c is compiled for both */
+        if ((bits & XLSTM_CPU_AVX512_BF16) && (bits & XLSTM_CPU_AVX512_VNNI) && matrix_unit()) bits |= XLSTM_CPU_AMX;
     }
 #elif defined(__aarch64__)
     bits |= XLSTM_CPU_NEON;
@@ -270,7 +271,8 @@ fail:
 static void cpu_describe(const xl_backend *be, char *out, size_t size)
 {
     const xl_cpu *c = (const xl_cpu *)be;
-    snprintf(out, size, "cpu (%s, %u thread%s)", c->features, c->threads, c->threads == 1 ? "" : "s");
+    snprintf(out, size, "cpu (%s%s, %u thread%s)", c->features, c->o.no_repack ? ", weights in place" : "", c->threads,
+             c->threads == 1 ? "" : "s");
 }
 
 /* ---- weights ---------------------------------------------------------------------------------------------------- */

@@ -263,11 +263,13 @@ INLINE void state_put(uint8_t *p, V v, xlstm_dtype dtype)
         u_store16(p, v_to_bf16(v));
 }
 
-/* Only a part of each row is read, which the machine's own prefetcher does not see through. */
+/* Of the row of C that follows `row` after FETCH_ROWS others; may lie past the last. Only a part of each row is read, which the
+ * machine's own prefetcher does not see through. */
 enum { FETCH_ROWS = 8 };
-INLINE void fetch_row(const uint8_t *row, size_t bytes)
+INLINE void fetch_row(const xl_cpu_step *s, const uint8_t *row, size_t bytes)
 {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 1);
+    const uintptr_t at = (uintptr_t)row + FETCH_ROWS * s->c_row_bytes;
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const void *)(at + i), 1);
 }
 
 /* nv vectors of columns from `at` on: one pass over these columns of C. */
@@ -282,7 +284,7 @@ INLINE void step_columns(const xl_cpu_step *s, uint32_t at, int nv, xlstm_dtype 
     uint8_t *C = s->C + at * bytes;
     for (uint32_t a = 0; a < s->dq; a++, C += s->c_row_bytes) {
         V kw = v_all(s->kw[a]), q = v_all(s->q[a]);
-        fetch_row(C + FETCH_ROWS * s->c_row_bytes, (size_t)nv * VW * bytes);
+        fetch_row(s, C, (size_t)nv * VW * bytes);
         UNROLL for (int j = 0; j < nv; j++) {
             uint8_t *p = C + (size_t)j * VW * bytes;
             V c = FMA(kw, v[j], forget * state_get(p, dtype));
@@ -340,7 +342,7 @@ static void step_int8(const xl_cpu_step *s, float den)
         float keep = s->forget * scale;
         VI top[4] = {{0}, {0}, {0}, {0}};
         uint32_t i = 0;
-        fetch_row(C + FETCH_ROWS * s->c_row_bytes, n);
+        fetch_row(s, C, n);
         for (; i + 4 * VW <= n; i += 4 * VW) step_levels(s, C, a, keep, i, 4, top);
         for (; i + VW <= n; i += VW) step_levels(s, C, a, keep, i, 1, top);
         for (int j = 1; j < 4; j++) top[0] = v_larger(top[0], (V)top[j]);
