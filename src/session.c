@@ -288,6 +288,16 @@ static int settle(pass *p, size_t n_segments, xlstm_error *err)
     return first;
 }
 
+/* Whether segment i would choose before an earlier one, from `open` on, that shares its sampler and is not read to its end. */
+static bool out_of_turn(const xlstm_segment *segments, size_t open, size_t i)
+{
+    if (segments[i].sampler == NULL) return false;
+    for (size_t j = open; j < i; j++) {
+        if (segments[j].sampler == segments[i].sampler && rows_left(&segments[j]) > 0) return true;
+    }
+    return false;
+}
+
 /* Runs one pass over what fits; *done is set when nothing was left. A traced session has its passes to itself. */
 static int run_pass(xlstm_model *m, xlstm_segment *segments, size_t n, bool *done, xlstm_error *err)
 {
@@ -297,12 +307,14 @@ static int run_pass(xlstm_model *m, xlstm_segment *segments, size_t n, bool *don
         .batch = {.ids = m->ids, .runs = m->runs, .out_rows = m->out_rows, .samples = m->samples, .chosen = m->chosen}};
     const xl_backend_ops *ops = m->backend->ops;
     uint32_t most_runs = ops->most_runs != NULL ? ops->most_runs(m->backend) : m->max_rows;
+    size_t open = n; /* the first segment that this pass does not read to its end */
     for (size_t i = 0; i < n && p.batch.rows < m->max_rows && p.batch.n_runs < most_runs; i++) {
-        if (rows_left(&segments[i]) == 0) continue;
+        if (rows_left(&segments[i]) == 0 || out_of_turn(segments, open, i)) continue;
         bool traced = segments[i].session->trace.fn != NULL;
         if (traced && p.batch.rows > 0) break;
         bool entered = enter(&p, (uint32_t)i);
         if (traced) p.trace = &segments[i].session->trace;
+        if (open == n && rows_left(&segments[i]) > 0) open = i;
         if (traced || !entered) break;
     }
     *done = p.batch.rows == 0;

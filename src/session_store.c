@@ -20,15 +20,20 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { VERSION = 1, BLOB_DIGITS = 16, BUSY_MS = 60000, RETRIES = 20, TOUCH_SECONDS = 60, TOUCHED = 64 };
-#define TOUCH_DELAY 5.0 /* seconds */
+enum { VERSION = 1, BLOB_DIGITS = 16, BUSY_MS = 60000, RETRIES = 20, TOUCHED = 64 };
+/* Seconds between a session's use and that in the index: less than the first is not noted, more than the last at once. */
+enum { TOUCH_LEAST = 60, TOUCH_MOST = 600, TOUCH_BUSY_MS = 100 };
+#define TOUCH_DELAY 5.0 /* seconds that uses are gathered */
 
 struct xlstm_store {
     char *folder, *index;
     sqlite3 *reader, *writer;
     sqlite3_stmt *lookup; /* of the reader */
     pthread_mutex_t read_lock, write_lock;
-    uint64_t touched[TOUCHED]; /* sessions whose use is not yet in the index; under read_lock */
+    struct {
+        uint64_t id;
+        int64_t used;
+    } touched[TOUCHED]; /* uses that are not yet in the index; under read_lock */
     size_t n_touched;
     double first_touched; /* when the oldest of them was used */
 };
@@ -69,23 +74,26 @@ static int no_session(xlstm_error *err, const xlstm_store *s, uint64_t id)
 
 /* ---- uses -------------------------------------------------------------------------------------------------------- */
 
-/* Brings the uses noted by touch into the index: not durable, and left for later while another process writes. */
-static void flush_touched(xlstm_store *s)
+/* Brings noted uses into the index: not durable, and left for later while others write or, if `urgent`, write for long. */
+static void flush_touched(xlstm_store *s, bool urgent)
 {
-    uint64_t ids[TOUCHED];
-    if (pthread_mutex_trylock(&s->write_lock) != 0) return;
+    if (urgent)
+        pthread_mutex_lock(&s->write_lock);
+    else if (pthread_mutex_trylock(&s->write_lock) != 0)
+        return;
+    __typeof__(s->touched[0]) uses[TOUCHED];
     pthread_mutex_lock(&s->read_lock);
     size_t n = s->n_touched;
-    memcpy(ids, s->touched, n * sizeof(*ids));
+    memcpy(uses, s->touched, n * sizeof(*uses));
     pthread_mutex_unlock(&s->read_lock);
     sqlite3_stmt *q = NULL;
-    sqlite3_busy_timeout(s->writer, 0);
+    sqlite3_busy_timeout(s->writer, urgent ? TOUCH_BUSY_MS : 0);
     bool done = n > 0 && db_run(s, s->writer, "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE", NULL) == XLSTM_OK;
     if (done) {
-        if (db_prepare(s, s->writer, &q, "UPDATE session SET used = ? WHERE id = ?", NULL) == XLSTM_OK) {
+        if (db_prepare(s, s->writer, &q, "UPDATE session SET used = max(used, ?) WHERE id = ?", NULL) == XLSTM_OK) {
             for (size_t i = 0; i < n; i++) {
-                sqlite3_bind_int64(q, 1, time(NULL));
-                sqlite3_bind_int64(q, 2, (sqlite3_int64)ids[i]);
+                sqlite3_bind_int64(q, 1, uses[i].used);
+                sqlite3_bind_int64(q, 2, (sqlite3_int64)uses[i].id);
                 (void)sqlite3_step(q);
                 sqlite3_reset(q);
             }
@@ -97,22 +105,41 @@ static void flush_touched(xlstm_store *s)
     if (done) {
         pthread_mutex_lock(&s->read_lock);
         s->n_touched -= n; /* others may have come meanwhile */
-        memmove(s->touched, s->touched + n, s->n_touched * sizeof(*ids));
+        memmove(s->touched, s->touched + n, s->n_touched * sizeof(*uses));
         pthread_mutex_unlock(&s->read_lock);
     }
     pthread_mutex_unlock(&s->write_lock);
 }
 
-/* Notes the use of a session, to the minute. A write to the index would cost more than resuming, so uses are gathered. */
+/* Whether there was room to note a use. */
+static bool note(xlstm_store *s, uint64_t id, int64_t now)
+{
+    pthread_mutex_lock(&s->read_lock);
+    const bool room = s->n_touched < TOUCHED;
+    if (room) {
+        if (s->n_touched == 0) s->first_touched = xl_now();
+        s->touched[s->n_touched].id = id;
+        s->touched[s->n_touched++].used = now;
+    }
+    pthread_mutex_unlock(&s->read_lock);
+    return room;
+}
+
+/* A session is used that the index says was `used` last. A write to the index may cost more than resuming, so uses are gathered,
+ * but for those of sessions that look long idle. Where the index cannot be written for as many as there is room for, one is lost. */
 static void touch(xlstm_store *s, uint64_t id, int64_t used)
 {
-    if (time(NULL) - used < TOUCH_SECONDS) return;
+    const int64_t now = time(NULL);
+    if (now - used < TOUCH_LEAST) return;
+    if (!note(s, id, now)) {
+        flush_touched(s, true);
+        (void)note(s, id, now);
+    }
     pthread_mutex_lock(&s->read_lock);
-    if (s->n_touched == 0) s->first_touched = xl_now();
-    if (s->n_touched < TOUCHED) s->touched[s->n_touched++] = id;
-    bool flush = s->n_touched == TOUCHED || xl_now() - s->first_touched > TOUCH_DELAY;
+    bool due = xl_now() - s->first_touched > TOUCH_DELAY;
     pthread_mutex_unlock(&s->read_lock);
-    if (flush) flush_touched(s);
+    const bool urgent = now - used > TOUCH_MOST;
+    if (urgent || due) flush_touched(s, urgent);
 }
 
 /* ---- opening ---------------------------------------------------------------------------------------------------- */
@@ -187,7 +214,7 @@ int xlstm_store_open(xlstm_store **out, const char *folder, xlstm_error *err)
 void xlstm_store_close(xlstm_store *s)
 {
     if (s == NULL) return;
-    if (s->n_touched > 0) flush_touched(s);
+    if (s->n_touched > 0) flush_touched(s, true);
     sqlite3_finalize(s->lookup);
     sqlite3_close(s->reader);
     sqlite3_close(s->writer);
@@ -475,7 +502,8 @@ static void sweep(xlstm_store *s, const char *folder)
 int xlstm_store_expire(size_t *removed, xlstm_store *s, int64_t seconds, xlstm_error *err)
 {
     if (removed != NULL) *removed = 0;
-    flush_touched(s);
+    if (seconds < 0) return xl_fail(err, XLSTM_E_ARGUMENT, "expected seconds of 0 or more, found %lld", (long long)seconds);
+    flush_touched(s, true);
     int result = begin(s, err);
     if (result != XLSTM_OK) return result;
     sqlite3_stmt *q;

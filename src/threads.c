@@ -49,6 +49,7 @@ struct xl_pool {
     pthread_mutex_t mutex;
     pthread_cond_t work, finished;
     uint32_t threads, started; /* threads: caller included; started: workers that run */
+    pid_t process;             /* the one whose threads they are */
     worker *workers; /* [threads], the first for the caller */
     ticket *tickets; /* [threads] */
 };
@@ -171,6 +172,7 @@ int xl_pool_new(xl_pool **out, uint32_t threads, xlstm_error *err)
     pthread_cond_init(&pool->work, NULL);
     pthread_cond_init(&pool->finished, NULL);
     pool->threads = threads;
+    pool->process = getpid();
     pool->workers = xl_calloc(threads, sizeof *pool->workers, err);
     if (pool->workers) pool->tickets = xl_calloc(threads, sizeof *pool->tickets, err);
     if (!pool->workers || !pool->tickets) {
@@ -204,14 +206,16 @@ int xl_pool_new(xl_pool **out, uint32_t threads, xlstm_error *err)
 void xl_pool_free(xl_pool *pool)
 {
     if (!pool) return;
-    pthread_mutex_lock(&pool->mutex);
-    atomic_store(&pool->quit, true);
-    pthread_cond_broadcast(&pool->work);
-    pthread_mutex_unlock(&pool->mutex);
-    for (uint32_t i = 1; i <= pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
-    pthread_mutex_destroy(&pool->mutex);
-    pthread_cond_destroy(&pool->work);
-    pthread_cond_destroy(&pool->finished);
+    if (pool->process == getpid()) { /* a forked child has no workers to wait for */
+        pthread_mutex_lock(&pool->mutex);
+        atomic_store(&pool->quit, true);
+        pthread_cond_broadcast(&pool->work);
+        pthread_mutex_unlock(&pool->mutex);
+        for (uint32_t i = 1; i <= pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
+        pthread_mutex_destroy(&pool->mutex);
+        pthread_cond_destroy(&pool->work);
+        pthread_cond_destroy(&pool->finished);
+    }
     xl_release(pool->workers);
     xl_release(pool->tickets);
     xl_release(pool);

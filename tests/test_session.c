@@ -394,6 +394,41 @@ static void test_a_backend_that_samples_is_asked(void **state)
     xlstm_model_free(m);
 }
 
+/* However long they are and wherever passes are cut. */
+static void test_segments_that_share_a_sampler_draw_in_their_order(void **state)
+{
+    (void)state;
+    xlstm_model *m = open_model(MODEL, &(xlstm_model_options){.max_rows = 128});
+    const xlstm_sampler_options hot = {.temperature = 1, .seed = 7};
+    const size_t counts[3] = {140, 2, 3};
+    for (int round = 0; round < 4; round++) {
+        xlstm_sampler *together = new_sampler(&hot), *alone = new_sampler(&hot), *other = new_sampler(&hot);
+        xlstm_segment g[3];
+        int32_t ids[3][140], start[10];
+        random_ids(start, 10);
+        for (size_t i = 0; i < 3; i++) {
+            random_ids(ids[i], counts[i]);
+            g[i] = (xlstm_segment){.session = new_session(m), .tokens = ids[i], .count = counts[i], .sampler = i < 2 ? together : other};
+            if (i == 0) prefill(g[i].session, start, 10); /* its chunks end elsewhere than passes */
+        }
+        assert_int_equal(xlstm_evaluate(m, g, 3, NULL), XLSTM_OK);
+        for (size_t i = 0; i < 2; i++) {
+            xlstm_session *s = new_session(m);
+            if (i == 0) prefill(s, start, 10);
+            prefill(s, ids[i], counts[i]);
+            int32_t want;
+            assert_int_equal(xlstm_sampler_choose(&want, alone, xlstm_session_logits(s), NULL), XLSTM_OK);
+            assert_int_equal(g[i].id, want);
+            xlstm_session_free(s);
+        }
+        for (size_t i = 0; i < 3; i++) xlstm_session_free(g[i].session);
+        xlstm_sampler_free(together);
+        xlstm_sampler_free(alone);
+        xlstm_sampler_free(other);
+    }
+    xlstm_model_free(m);
+}
+
 static void test_a_choice_that_fails_fails_its_segment_alone(void **state)
 {
     (void)state;
@@ -752,6 +787,7 @@ int main(void)
         cmocka_unit_test(test_cpu_agrees_with_the_references),
         cmocka_unit_test(test_a_segments_sampler_chooses_what_its_logits_say),
         cmocka_unit_test(test_a_backend_that_samples_is_asked),
+        cmocka_unit_test(test_segments_that_share_a_sampler_draw_in_their_order),
         cmocka_unit_test(test_a_choice_that_fails_fails_its_segment_alone),
         cmocka_unit_test(test_bos_is_inserted_once_and_only_when_due),
         cmocka_unit_test(test_fork_snapshot_and_bytes_continue_identically),

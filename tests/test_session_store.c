@@ -169,7 +169,11 @@ static void test_expiry(void **unused)
     for (int i = 0; i < 6; i++) id[i] = create(s, i, NULL);
     OK(xlstm_store_fork(&fork, s, id[0], NULL, &err));
     for (int i = 0; i < 3; i++) set_used(folder, id[i], time(NULL) - 1000);
-    assert_holds(s, id[2], 2); /* used again: stays */
+    xlstm_store *other = open_store(folder);
+    assert_holds(other, id[2], 2); /* used again, through another handle: stays */
+    size_t wrong = 1;
+    REFUSED(xlstm_store_expire(&wrong, s, -1, &err), XLSTM_E_ARGUMENT, "seconds of 0 or more");
+    assert_int_equal(wrong, 0);
     /* leftovers of killed writers */
     char *orphan = NULL, *temporary = NULL;
     MK_CHECK(asprintf(&orphan, "%s/states/ab", folder) > 0);
@@ -193,6 +197,7 @@ static void test_expiry(void **unused)
     assert_int_equal(removed, 0);
     free(orphan);
     free(temporary);
+    xlstm_store_close(other);
     xlstm_store_close(s);
     fx_remove_tree(folder);
 }

@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 typedef struct region {
@@ -117,6 +118,34 @@ static void test_first_pieces(void **state)
     }
 }
 
+static void tally(void *arg, uint32_t piece, uint32_t worker)
+{
+    (void)piece, (void)worker;
+    atomic_fetch_add((atomic_uint *)arg, 1);
+}
+
+/* A forked child has the pool but none of its threads: it works alone and frees the pool without waiting. */
+static void test_forked_child(void **state)
+{
+    (void)state;
+    xl_pool *pool;
+    assert_int_equal(xl_pool_new(&pool, 3, NULL), XLSTM_OK);
+    atomic_uint pieces = 0;
+    xl_pool_run(pool, 100, tally, &pieces);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        alarm(20);
+        xl_pool_run(pool, 100, tally, &pieces);
+        xl_pool_free(pool);
+        _exit(atomic_load(&pieces) == 200 ? 0 : 1);
+    }
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    xl_pool_free(pool);
+}
+
 static void nap(void *arg, uint32_t piece, uint32_t worker)
 {
     (void)worker;
@@ -156,6 +185,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_piece_once),
         cmocka_unit_test(test_fetching_while_waiting),
+        cmocka_unit_test(test_forked_child),
         cmocka_unit_test(test_first_pieces),
         cmocka_unit_test(test_caller_waits_for_slow_piece),
         cmocka_unit_test(test_arguments),
