@@ -290,11 +290,6 @@ static void load_state(chat *c, const char *path)
     xlstm_state_free(state);
 }
 
-static void do_load(chat *c, const char *path)
-{
-    load_state(c, path);
-}
-
 static void do_save(chat *c, const char *path)
 {
     xlstm_state *state = NULL;
@@ -405,7 +400,7 @@ static const struct {
     void (*run)(chat *c, const char *argument);
 } chat_commands[] = {
     {"save", "FILE", "save the conversation's state", do_save},
-    {"load", "FILE", "go on with a saved state", do_load},
+    {"load", "FILE", "go on with a saved state", load_state},
     {"fork", "NAME", "go on in a copy of this conversation", do_fork},
     {"switch", "NAME", "go to another conversation (the first is named main)", do_switch},
     {"list", NULL, "show the conversations", do_list},

@@ -486,11 +486,6 @@ void machine_free(machine *m)
 
 /* ---- facts and measurements ----------------------------------------------------------------------------------------- */
 
-uint32_t machine_threads(const machine *m)
-{
-    return m->threads;
-}
-
 const char *machine_cpu(void)
 {
     static char name[128];

@@ -17,7 +17,6 @@ machine *machine_new(uint32_t threads);
 void machine_free(machine *m);
 /* From here on with so many threads; 0: all CPUs. */
 void machine_set_threads(machine *m, uint32_t threads);
-uint32_t machine_threads(const machine *m);
 /* Name of the processor. Static storage. */
 const char *machine_cpu(void);
 

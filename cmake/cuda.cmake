@@ -51,7 +51,7 @@ foreach(source ${CUDA_SOURCES})
   list(APPEND CUDA_OBJECTS ${object})
 endforeach()
 
-# libxlstm_cuda.so holds what it needs of the library itself and exports one function.
+# libxlstm_cuda.so holds what it needs of the library itself and exports two names.
 add_library(xlstm_cuda MODULE ${CUDA_OBJECTS})
 set_target_properties(xlstm_cuda PROPERTIES LINKER_LANGUAGE C OUTPUT_NAME xlstm_cuda)
 target_link_libraries(xlstm_cuda PRIVATE xlstm_static ${XLSTM_CUDART} stdc++ Threads::Threads ${CMAKE_DL_LIBS} rt m)

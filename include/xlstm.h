@@ -12,8 +12,13 @@
  * NULL; otherwise it receives the code and one line that names the file, tensor or field, what was expected and found,
  * and the remedy. Option structs may be NULL or all-zero for the defaults. Borrowed pointers live as long as the
  * object they came from unless the declaration says otherwise; memory handed over is freed with xlstm_free or with
- * the object's own *_free, which accept NULL. The library never exits, prints, or reads the environment, and it
- * allocates nothing in xlstm_evaluate after the session was created.
+ * the object's own *_free, which accept NULL. The library never exits, prints, or reads the environment, does not heed
+ * the locale, and allocates nothing in xlstm_evaluate after the session was created, but while a session is traced.
+ *
+ * Threads. Tokenizers, states, prefix caches and stores may be shared by threads, and so may a model: evaluations of its
+ * sessions take turns. A session, sampler, stream, history or importance matrix belongs to one thread at a time. A state, a
+ * history and an importance matrix outlive their model; sessions, prefix caches and mapped tensors do not; a stream does
+ * not outlive its tokenizer. A child of fork() may use and free what it has, with one thread.
  *
  * The mathematics follows "xLSTM: Extended Long Short-Term Memory" (arXiv:2405.04517) and "xLSTM 7B"
  * (arXiv:2503.13427); docs/model.md states every formula. SPDX-License-Identifier: Apache-2.0
@@ -52,7 +57,7 @@ typedef enum xlstm_code {
     XLSTM_E_FORMAT = -4,      /* a file is malformed, truncated or lies about itself */
     XLSTM_E_UNSUPPORTED = -5, /* well-formed, but not something this build can run */
     XLSTM_E_MISMATCH = -6,    /* a state belongs to another model, version or shape */
-    XLSTM_E_NONFINITE = -7,   /* NaN or Inf arose; the session is poisoned until it is reset or restored */
+    XLSTM_E_NONFINITE = -7,   /* NaN or Inf arose, and the session is poisoned until it is reset or restored; or it is used so */
     XLSTM_E_DEVICE = -8,      /* a compute device failed */
 } xlstm_code;
 
@@ -61,7 +66,7 @@ typedef struct xlstm_error {
     char message[1020];
 } xlstm_error;
 
-typedef enum xlstm_log_level { XLSTM_LOG_DEBUG, XLSTM_LOG_INFO, XLSTM_LOG_WARNING } xlstm_log_level;
+typedef enum xlstm_log_level { XLSTM_LOG_INFO, XLSTM_LOG_WARNING } xlstm_log_level;
 
 /* One line without newline. Called from the thread that made the API call. */
 typedef void (*xlstm_log_fn)(void *user, xlstm_log_level level, const char *line);
@@ -112,13 +117,14 @@ typedef struct xlstm_model_options {
     bool obey_config_eos;     /* stop at config.json's eos_token_id even when it is printable text */
     const char *backend;      /* NULL: the best available. "cpu", "reference", "reference64", "cuda" */
     uint32_t offload_blocks;  /* only the first so many blocks run on `backend`, the rest on cpu; 0: all of them */
-    uint32_t threads;         /* 0: all online CPUs */
+    uint32_t threads;         /* 0: all CPUs this process may run on; at most 1024 */
     uint32_t chunk_size;      /* tokens a chunk in prefill; 0: the checkpoint's (64). 1 .. 4096 */
-    uint32_t max_rows;        /* most token rows in one pass through the blocks; 0: 512, on a GPU 2048; at most 1048576. Bounds scratch memory */
+    uint32_t max_rows;        /* most token rows in one pass through the blocks; 0: 512, on a GPU 2048; at least a chunk, at most 1048576.
+                                 Bounds scratch memory */
     uint32_t device_states;   /* most states in a GPU's memory at once, the others wait in the host's; 0: what fits */
     uint32_t cpu_mask;        /* instruction sets the cpu backend may use, XLSTM_CPU_* bits; 0: all it finds */
     bool no_repack;           /* use weights where they are mapped; no second layout */
-    bool headers_only;        /* read facts only: no weights are prepared and no session can be made */
+    bool headers_only;        /* read facts only: no weights are prepared; what needs them (sessions, states, caches) refuses */
     const char *const *set;   /* n_set strings "key=value" that override config.json keys, or stand in for it */
     size_t n_set;
     xlstm_log_fn log; /* warnings and notes; NULL: dropped */
@@ -131,7 +137,9 @@ enum { XLSTM_CPU_SCALAR = 1, XLSTM_CPU_AVX2 = 2, XLSTM_CPU_AVX512 = 4, XLSTM_CPU
        XLSTM_CPU_AVX512_VNNI = 16, XLSTM_CPU_AMX = 32, XLSTM_CPU_NEON = 64, XLSTM_CPU_DOTPROD = 128 };
 
 /* Opens a Hugging Face folder, NX-AI's own folder, a .safetensors file, a .gguf file, or "preset:7b" (also 1b, 410m,
- * 125m: random weights of that geometry made in memory). `path` is copied. On failure *out is NULL. */
+ * 125m, tiny: random weights of that geometry made in memory; "preset:7b:q4_k" in another format than bfloat16). `path` is
+ * copied. A tokenizer that is not understood is a warning; one that cannot be read for lack of memory or an I/O error fails.
+ * On failure *out is NULL. */
 XLSTM_API int xlstm_model_open(xlstm_model **out, const char *path, const xlstm_model_options *options,
                                xlstm_error *err);
 /* After every session of the model is freed. */
@@ -176,7 +184,7 @@ typedef struct xlstm_model_info {
     uint64_t parameters;   /* elements of all tensors used */
     uint64_t weight_bytes; /* as held in memory */
     uint64_t state_bytes;  /* of one session */
-    uint64_t fingerprint;  /* of architecture and weights; in every state file */
+    uint64_t fingerprint;  /* of architecture and weights; in every state file. 0 after headers_only */
     char path[512];
     char format[32];  /* "safetensors", "gguf", "preset" */
     char backend[256]; /* "cpu (avx512-bf16, 2 threads)"; empty after headers_only */
@@ -205,7 +213,8 @@ typedef struct xlstm_tensor_stats {
     double min, max, mean, rms; /* over the finite values */
 } xlstm_tensor_stats;
 
-/* Reads every value of tensor i as stored. Takes as long as reading its bytes from disk. */
+/* Reads every value of tensor i < count as stored. Takes as long as reading its bytes from disk, after an evaluation that
+ * runs meanwhile. */
 XLSTM_API int xlstm_model_tensor_stats(xlstm_tensor_stats *out, xlstm_model *model, size_t i, xlstm_error *err);
 /* The wiring discovered from the tensors, as text with newlines; caller frees with xlstm_free. */
 XLSTM_API int xlstm_model_draw_wiring(char **out, const xlstm_model *model, bool unicode, xlstm_error *err);
@@ -252,7 +261,7 @@ typedef struct xlstm_segment {
  * whatever else is in the batch, for any thread count, and wherever the sequence was cut at multiples of chunk_size.
  * If BOS is due it is read first; logits stay aligned with the caller's tokens.
  * Returns the first segment's failure. A batch with a wrong argument is refused as a whole: nothing is read, and every
- * status is that failure. XLSTM_E_NONFINITE poisons the session concerned, and is the status of one that was poisoned
+ * status is that failure, logits of earlier evaluations stay. XLSTM_E_NONFINITE poisons the session concerned, and is the status of one that was poisoned
  * before; the others are complete.
  *
  * A segment's sampler chooses as xlstm_sampler_choose would from these logits, and does not accept the id. Where the
@@ -305,7 +314,8 @@ XLSTM_API int xlstm_state_restore(xlstm_session *session, const xlstm_state *sta
 XLSTM_API int xlstm_state_copy(xlstm_state **out, const xlstm_state *state, xlstm_error *err);
 XLSTM_API void xlstm_state_free(xlstm_state *state);
 
-/* Writes atomically (temporary file, fsync, rename). Layout: docs/state-file.md. `note`: user text, may be NULL. */
+/* Writes atomically: a killed process leaves the old file or the new one. A link is followed; a device, pipe or folder is
+ * refused. Layout: docs/state-file.md. `note`: user text, may be NULL. */
 XLSTM_API int xlstm_state_save(const xlstm_state *state, const char *path, const char *note, xlstm_error *err);
 /* Maps a file and checks everything but the bulk checksum unless `verify`. `model` decides what fits; NULL: a tool that
  * takes any state. Files are to be replaced, never changed in place, while they are mapped. */
@@ -329,12 +339,13 @@ XLSTM_API void xlstm_state_get_info(const xlstm_state *state, xlstm_state_info *
 XLSTM_API int xlstm_state_describe(xlstm_state_info *out, const char *path, bool verify, xlstm_error *err);
 /* [vocab_size] logits after the last token read; NULL if the state has none. Borrowed. */
 XLSTM_API const float *xlstm_state_logits(const xlstm_state *state);
-/* The same state stored as F64, F32, BF16 or I8. */
+/* The same state stored as F64 (for reference64), F32, BF16 or I8. */
 XLSTM_API int xlstm_state_convert(xlstm_state **out, const xlstm_state *state, xlstm_dtype dtype, xlstm_error *err);
 
 /* One head as float32: C [qk_head_dim][v_head_dim] (key first), n [qk_head_dim], m [1]; any may be NULL. These are the
  * stabilised values; the true ones are exp(m) times them. Writing is for a state of your own that no other thread has
- * yet (not one from xlstm_state_load: copy it first); it drops the last logits. */
+ * yet (one from xlstm_state_load is refused: copy it first); it drops the last logits. Values are not checked: those that are
+ * not finite poison a session that goes on from them. */
 XLSTM_API int xlstm_state_read_head(const xlstm_state *state, uint32_t block, uint32_t head, float *C, float *n,
                                     float *m, xlstm_error *err);
 XLSTM_API int xlstm_state_write_head(xlstm_state *state, uint32_t block, uint32_t head, const float *C, const float *n,
@@ -366,10 +377,12 @@ XLSTM_API int xlstm_history_new(xlstm_history **out, size_t budget_bytes, xlstm_
 XLSTM_API void xlstm_history_free(xlstm_history *history);
 /* Remembers where the session stands. The newest is kept even if it alone exceeds the budget. */
 XLSTM_API int xlstm_history_push(xlstm_history *history, const xlstm_session *session, xlstm_error *err);
-/* How many snapshots are held, and the position of the one `back` steps before the newest (0: the newest itself). */
+/* How many snapshots are held, and the position of the one `back` steps before the newest (0: the newest itself); 0 if there
+ * is none. */
 XLSTM_API size_t xlstm_history_count(const xlstm_history *history);
 XLSTM_API uint64_t xlstm_history_position(const xlstm_history *history, size_t back);
-/* Puts the session where it stood `back` steps before the newest snapshot; that snapshot stays, newer ones are dropped. */
+/* Puts the session, or another of the model, where it stood `back` steps before the newest snapshot; that snapshot stays,
+ * newer ones are dropped. */
 XLSTM_API int xlstm_history_restore(xlstm_history *history, xlstm_session *session, size_t back, xlstm_error *err);
 
 /* ---- prefix cache ----------------------------------------------------------------------------------------------- */
@@ -402,7 +415,8 @@ XLSTM_API void xlstm_prefix_cache_get_stats(xlstm_prefix_cache *cache, xlstm_pre
 XLSTM_API int xlstm_prefix_cache_read(xlstm_prefix_cache *cache, xlstm_session *session, const int32_t *tokens,
                                       size_t n, size_t *reused, xlstm_error *err);
 /* The three steps of the above, for callers that batch their evaluations: `restore` puts the session behind *reused of
- * the tokens (maybe all, maybe none), then until `done` is n: evaluate xlstm_prefix_cache_piece tokens, `put`. */
+ * the tokens (maybe all, maybe none; logits are there if all; reused may be NULL), then until `done` is n: evaluate
+ * xlstm_prefix_cache_piece tokens, `put`. */
 XLSTM_API int xlstm_prefix_cache_restore(xlstm_prefix_cache *cache, xlstm_session *session, const int32_t *tokens,
                                          size_t n, size_t *reused, xlstm_error *err);
 XLSTM_API size_t xlstm_prefix_cache_piece(const xlstm_prefix_cache *cache, const int32_t *tokens, size_t n,
@@ -439,7 +453,7 @@ XLSTM_API int xlstm_store_fork(uint64_t *id, xlstm_store *store, uint64_t source
 /* NULL or "" takes the name away. */
 XLSTM_API int xlstm_store_rename(xlstm_store *store, uint64_t id, const char *name, xlstm_error *err);
 XLSTM_API int xlstm_store_remove(xlstm_store *store, uint64_t id, xlstm_error *err);
-/* Removes the sessions not used for `seconds`; *removed may be NULL. */
+/* Removes the sessions not used for `seconds` (>= 0); removed may be NULL. */
 XLSTM_API int xlstm_store_expire(size_t *removed, xlstm_store *store, int64_t seconds, xlstm_error *err);
 /* By name, or by number when no session has that name. */
 XLSTM_API int xlstm_store_find(xlstm_store_entry *out, xlstm_store *store, const char *name, xlstm_error *err);
@@ -537,7 +551,7 @@ XLSTM_API void xlstm_imatrix_free(xlstm_imatrix *imatrix);
 /* Give this and the imatrix to xlstm_session_set_trace and evaluate with XLSTM_WANT_ALL. */
 XLSTM_API void xlstm_imatrix_observe(void *imatrix, int block, const char *stage, const float *values, size_t rows,
                                      size_t width);
-/* Tokens seen so far, by all sessions that reported to it. */
+/* Tokens seen so far, by all sessions of one model that reported to it. */
 XLSTM_API uint64_t xlstm_imatrix_tokens(const xlstm_imatrix *imatrix);
 /* A GGUF file with general.type "imatrix" (docs/gguf.md). */
 XLSTM_API int xlstm_imatrix_save(const xlstm_imatrix *imatrix, const char *path, xlstm_error *err);
@@ -572,7 +586,7 @@ XLSTM_API void xlstm_sampler_free(xlstm_sampler *sampler);
 /* Tells the penalties that an id is part of the text (prompt or chosen). */
 XLSTM_API void xlstm_sampler_accept(xlstm_sampler *sampler, int32_t id);
 /* Chooses from logits [>= n_tokens], which stay untouched. Does not accept the id. Same seed, same calls, same ids.
- * XLSTM_E_NONFINITE if a logit is NaN. (xlstm_evaluate does the same for a segment that has a sampler.) */
+ * XLSTM_E_NONFINITE if a logit is NaN or +Inf, XLSTM_E_ARGUMENT if all are -Inf. (xlstm_evaluate does the same for a segment that has a sampler.) */
 XLSTM_API int xlstm_sampler_choose(int32_t *id, xlstm_sampler *sampler, const float *logits, xlstm_error *err);
 
 #ifdef __cplusplus

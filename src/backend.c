@@ -12,11 +12,10 @@
 /* In order of preference. The reference backends come last and are never chosen by themselves before "cpu". */
 static const xl_backend_ops *const built[] = {&xl_cpu_backend, &xl_reference_backend, &xl_reference64_backend};
 
-/* A plugin's entry returns its vtable. It stays open for the life of the process. */
-typedef const xl_backend_ops *(*plugin_entry)(void);
+/* Plugins stay open for the life of the process. */
 static const struct {
-    const char *name, *file, *entry;
-} plugins[] = {{"cuda", "libxlstm_cuda.so", "xlstm_cuda_backend"}};
+    const char *name, *file, *symbol;
+} plugins[] = {{"cuda", "libxlstm_cuda.so", "xlstm_cuda_plugin"}};
 
 /* Beside this library or program, in the lib folder next to it, then wherever the system looks. */
 static void *open_plugin(const char *file)
@@ -54,9 +53,13 @@ int xl_backend_open(xl_backend **out, const char *name, const xl_backend_options
     for (size_t i = 0; i < XL_COUNT(plugins); i++) {
         if (strcmp(plugins[i].name, name) != 0) continue;
         void *library = open_plugin(plugins[i].file);
-        plugin_entry entry = NULL;
-        if (library != NULL) *(void **)&entry = dlsym(library, plugins[i].entry);
-        if (entry != NULL) return entry()->open(out, options, err);
+        const xl_plugin *plugin = library != NULL ? dlsym(library, plugins[i].symbol) : NULL;
+        if (plugin != NULL && (plugin->version != XL_PLUGIN_VERSION || plugin->ops_bytes != sizeof(xl_backend_ops) ||
+                               plugin->options_bytes != sizeof(xl_backend_options))) {
+            return xl_fail(err, XLSTM_E_UNSUPPORTED, "backend \"%s\": its plugin %s was built with another version of xlstm "
+                           "than %s; install both together", name, plugins[i].file, xlstm_version());
+        }
+        if (plugin != NULL) return plugin->backend()->open(out, options, err);
         const char *why = dlerror();
         return xl_fail(err, XLSTM_E_UNSUPPORTED, "backend \"%s\" needs its plugin %s: %s", name, plugins[i].file,
                        why != NULL ? why : "not found");

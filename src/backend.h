@@ -217,6 +217,14 @@ struct xl_backend {
     const xl_backend_ops *ops;
 };
 
+/* What a plugin exports as xlstm_NAME_plugin. It is opened only if it was built with the library that opens it. */
+typedef struct xl_plugin {
+    uint32_t version; /* XL_PLUGIN_VERSION */
+    uint32_t ops_bytes, options_bytes;
+    const xl_backend_ops *(*backend)(void);
+} xl_plugin;
+#define XL_PLUGIN_VERSION (XLSTM_VERSION_MAJOR * 1000000 + XLSTM_VERSION_MINOR * 1000 + XLSTM_VERSION_PATCH)
+
 /* Whether a backend of that name works with a device's memory, not the host's. */
 bool xl_backend_is_device(const char *name);
 /* By name; NULL: the best that opens on this machine. The error lists what was built. */

@@ -44,14 +44,17 @@ int xlstm_dtype_parse(xlstm_dtype *out, const char *name, xlstm_error *err)
         {"fp32", XLSTM_F32},  {"float", XLSTM_F32}, {"f16", XLSTM_F16},    {"fp16", XLSTM_F16},
         {"half", XLSTM_F16},  {"bf16", XLSTM_BF16}, {"i8", XLSTM_I8},      {"auto", XLSTM_DTYPE_DEFAULT},
     };
-    const char *plain = strncasecmp(name, "torch.", 6) == 0 ? name + 6 : name;
+    char small[16] = ""; /* longer than any of them; letters of ASCII, whatever the locale */
+    const char *plain = strncmp(name, "torch.", 6) == 0 ? name + 6 : name;
+    for (size_t i = 0; i + 1 < sizeof(small) && plain[i] != '\0'; i++)
+        small[i] = (char)(plain[i] >= 'A' && plain[i] <= 'Z' ? plain[i] + 32 : plain[i]);
     for (int i = 0; i < XLSTM_DTYPE_COUNT; i++)
-        if (strcasecmp(plain, traits[i].name) == 0) {
+        if (strcmp(small, traits[i].name) == 0) {
             *out = (xlstm_dtype)i;
             return XLSTM_OK;
         }
     for (size_t i = 0; i < XL_COUNT(others); i++)
-        if (strcasecmp(plain, others[i].name) == 0) {
+        if (strcmp(small, others[i].name) == 0) {
             *out = others[i].dtype;
             return XLSTM_OK;
         }

@@ -57,12 +57,14 @@ while read -r line; do
 done < <(grep -hE '^    (build/)?xlstm [a-z]+' "${documents[@]}")
 [ "$mentioned" -gt 5 ] || wrong "found only $mentioned flags in the documents"
 
+manual=$(sed 's/\\f[A-Z]/ /g; s/\\//g' docs/xlstm.1)
 for flag in "${!known[@]}"; do
     case $flag in --?*) ;; *) continue ;; esac
     name=${flag#--}
-    grep -qF -- "${name//-/\\-}" docs/xlstm.1 || wrong "docs/xlstm.1 does not mention $flag (${known[$flag]})"
+    grep -qE -- "(^|[^a-z0-9-])--$name([^a-z0-9-]|$)" <<< "$manual" || wrong "docs/xlstm.1 does not mention $flag (${known[$flag]})"
     for shell in bash zsh fish; do
-        grep -qE -- "\b$name\b" "completions/xlstm.$shell" || wrong "completions/xlstm.$shell does not know $flag"
+        case $shell in fish) form="-l $name" ;; *) form="--$name" ;; esac
+        grep -qE -- "(^|[^a-z0-9-])$form([^a-z0-9-]|$)" "completions/xlstm.$shell" || wrong "completions/xlstm.$shell does not know $flag"
     done
 done
 

@@ -76,8 +76,8 @@ for path in cli/*.[ch]; do
 done
 
 # The library neither ends the process nor prints nor reads the environment.
-if grep -nE '(^|[^a-z_])(exit|_exit|abort|getenv|printf|puts|perror|system) *\(' src/*.c src/ref/*.c src/cpu/*.c \
-    2>/dev/null | grep -vE '^[^:]+:[0-9]+: *(\*|//|/\*)'; then
+if grep -nE '(^|[^a-z_])(exit|_exit|abort|getenv|v?f?printf|f?puts|f?putc|putchar|perror|system) *\(' \
+    src/*.[ch] src/ref/*.[ch] src/cpu/*.[ch] src/cuda/*.cu src/cuda/*.cuh 2>/dev/null | grep -vE '^[^:]+:[0-9]+: *(\*|//|/\*)'; then
     wrong "the calls above have no place in a library"
 fi
 

@@ -306,8 +306,8 @@ class Generate(Case):
     def test_interrupt_while_reading(self):
         """What was read in part is not saved."""
         write(self.path("long"), b"The king and the queen went to the forest. " * 40000)
-        process = subprocess.Popen([PROGRAM, "generate", "-f", self.path("long"), "--state-out", self.path("s")],
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
+        process = subprocess.Popen([PROGRAM, "generate", "-f", self.path("long"), "--state-out", self.path("s"), "--backend",
+                                    "reference"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
         time.sleep(2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)

@@ -115,7 +115,7 @@ static const xlstm_model_options all_modes[] = {
 
 /* ---- S0 --------------------------------------------------------------------------------------------------------- */
 
-static void s0_01_real_text_never_yields_nan(void **state)
+static void real_text_never_yields_nan(void **state)
 {
     (void)state;
     static const char text[] =
@@ -142,7 +142,7 @@ static void s0_01_real_text_never_yields_nan(void **state)
     }
 }
 
-static void s0_02_dummy_ids_and_text_take_the_same_path(void **state)
+static void dummy_ids_and_text_take_the_same_path(void **state)
 {
     (void)state;
     xlstm_model *m = open_model(SHIPPED, NULL);
@@ -168,7 +168,7 @@ static void s0_02_dummy_ids_and_text_take_the_same_path(void **state)
 
 /* A float32 file whose config says bfloat16 computes what a bfloat16 file of the same values computes; asked for as an
  * option, bfloat16 reaches the activations too. */
-static void s0_03_torch_dtype_decides_weights_and_activations(void **state)
+static void torch_dtype_decides_weights_and_activations(void **state)
 {
     (void)state;
     mk_model wide = {.seed = 3, .config_extra = ", \"torch_dtype\": \"bfloat16\""};
@@ -191,7 +191,7 @@ static void s0_03_torch_dtype_decides_weights_and_activations(void **state)
     }
 }
 
-static void s0_04_autocast_kernel_dtype_never_changes_weights_or_linears(void **state)
+static void autocast_kernel_dtype_never_changes_weights_or_linears(void **state)
 {
     (void)state;
     mk_model a = {.seed = 4, .config_extra = ", \"autocast_kernel_dtype\": \"bfloat16\""};
@@ -215,7 +215,7 @@ static void s0_04_autocast_kernel_dtype_never_changes_weights_or_linears(void **
     mk_remove_folder(fb);
 }
 
-static void s0_05_inference_state_dtype_alone_decides_the_state(void **state)
+static void inference_state_dtype_alone_decides_the_state(void **state)
 {
     (void)state;
     static const struct {
@@ -253,7 +253,7 @@ static void s0_05_inference_state_dtype_alone_decides_the_state(void **state)
     }
 }
 
-static void s0_06_float32_when_absent(void **state)
+static void float32_when_absent(void **state)
 {
     (void)state;
     mk_model model = {.seed = 6};
@@ -302,7 +302,7 @@ static bool deepest_norm_is_float32(const char *folder, const mk_model *model, c
     return hits[0] > hits[1];
 }
 
-static void s0_07_options_beat_the_config_down_to_the_multihead_norm(void **state)
+static void options_beat_the_config_down_to_the_multihead_norm(void **state)
 {
     (void)state;
     mk_model model = {.seed = 8, .config_extra = ", \"norm_reduction_force_float32\": false, \"torch_dtype\": \"bfloat16\", "
@@ -331,7 +331,7 @@ static void s0_07_options_beat_the_config_down_to_the_multihead_norm(void **stat
 
 /* ---- S1 --------------------------------------------------------------------------------------------------------- */
 
-static void s1_01_the_error_names_remedies_and_origin(void **state)
+static void the_error_names_remedies_and_origin(void **state)
 {
     (void)state;
     mk_model model = {.seed = 9, .blocks = 3};
@@ -362,7 +362,7 @@ static void s1_01_the_error_names_remedies_and_origin(void **state)
     mk_remove_folder(folder);
 }
 
-static void s1_02_embeddings_of_another_dtype_are_reported(void **state)
+static void embeddings_of_another_dtype_are_reported(void **state)
 {
     (void)state;
     for (int mixed = 0; mixed < 2; mixed++) {
@@ -394,7 +394,7 @@ static void s1_02_embeddings_of_another_dtype_are_reported(void **state)
 
 static const mk_model deep = {.seed = 11, .vocab = 256, .dim = 64, .blocks = 32, .heads = 4, .ffn = 128};
 
-static void s1_03_32_blocks_accumulate_no_visible_error_in_float32(void **state)
+static void blocks_32_accumulate_no_visible_error_in_float32(void **state)
 {
     (void)state;
     enum { N = 200 };
@@ -413,7 +413,7 @@ static void s1_03_32_blocks_accumulate_no_visible_error_in_float32(void **state)
 }
 
 /* bf16 everywhere, float32 reductions, thousands of tokens: finite, and on the shipped model close to float32. */
-static void s1_04_bf16_is_tested_to_be_safe(void **state)
+static void bf16_is_tested_to_be_safe(void **state)
 {
     (void)state;
     enum { N = 2000 };
@@ -445,7 +445,7 @@ static void s1_04_bf16_is_tested_to_be_safe(void **state)
 }
 
 /* Gate biases of +-50, far beyond the cap of 15, in all four combinations, in chunks and then in steps. */
-static void s1_05_gates_at_the_extremes(void **state)
+static void gates_at_the_extremes(void **state)
 {
     (void)state;
     const int chunked = 4096 / SLOW, steps = 100000 / SLOW;
@@ -478,8 +478,8 @@ static void s1_05_gates_at_the_extremes(void **state)
     }
 }
 
-/* The three commands that once produced NaN elsewhere, literally and with --escape. */
-static void s1_06_the_three_commands_succeed(void **state)
+/* Literally and with --escape. */
+static void commands_that_gave_nan_elsewhere_succeed(void **state)
 {
     (void)state;
     const char *program = getenv("XLSTM");
@@ -505,7 +505,7 @@ static void s1_06_the_three_commands_succeed(void **state)
     }
 }
 
-static void s1_07_generation_is_stable_over_10000_tokens(void **state)
+static void generation_is_stable_over_10000_tokens(void **state)
 {
     (void)state;
     const int n = 10000 / SLOW;
@@ -584,20 +584,20 @@ static void endurance_float32_steps_follow_float64(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(s0_01_real_text_never_yields_nan),
-        cmocka_unit_test(s0_02_dummy_ids_and_text_take_the_same_path),
-        cmocka_unit_test(s0_03_torch_dtype_decides_weights_and_activations),
-        cmocka_unit_test(s0_04_autocast_kernel_dtype_never_changes_weights_or_linears),
-        cmocka_unit_test(s0_05_inference_state_dtype_alone_decides_the_state),
-        cmocka_unit_test(s0_06_float32_when_absent),
-        cmocka_unit_test(s0_07_options_beat_the_config_down_to_the_multihead_norm),
-        cmocka_unit_test(s1_01_the_error_names_remedies_and_origin),
-        cmocka_unit_test(s1_02_embeddings_of_another_dtype_are_reported),
-        cmocka_unit_test(s1_03_32_blocks_accumulate_no_visible_error_in_float32),
-        cmocka_unit_test(s1_04_bf16_is_tested_to_be_safe),
-        cmocka_unit_test(s1_05_gates_at_the_extremes),
-        cmocka_unit_test(s1_06_the_three_commands_succeed),
-        cmocka_unit_test(s1_07_generation_is_stable_over_10000_tokens),
+        cmocka_unit_test(real_text_never_yields_nan),
+        cmocka_unit_test(dummy_ids_and_text_take_the_same_path),
+        cmocka_unit_test(torch_dtype_decides_weights_and_activations),
+        cmocka_unit_test(autocast_kernel_dtype_never_changes_weights_or_linears),
+        cmocka_unit_test(inference_state_dtype_alone_decides_the_state),
+        cmocka_unit_test(float32_when_absent),
+        cmocka_unit_test(options_beat_the_config_down_to_the_multihead_norm),
+        cmocka_unit_test(the_error_names_remedies_and_origin),
+        cmocka_unit_test(embeddings_of_another_dtype_are_reported),
+        cmocka_unit_test(blocks_32_accumulate_no_visible_error_in_float32),
+        cmocka_unit_test(bf16_is_tested_to_be_safe),
+        cmocka_unit_test(gates_at_the_extremes),
+        cmocka_unit_test(commands_that_gave_nan_elsewhere_succeed),
+        cmocka_unit_test(generation_is_stable_over_10000_tokens),
         cmocka_unit_test(endurance_float32_steps_follow_float64),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

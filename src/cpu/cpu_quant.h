@@ -12,8 +12,8 @@
  *   Q4_K   for 256 values: f16 d [W], dmin [W], then bytes as they come: scales and minima [3][W][4], nibbles [4][8][W][4]
  *   Q5_K   the same with the fifth bits [8][W][4] before the nibbles
  *   Q6_K   for 256 values: f16 d [W], int8 sc [16][W], [2][8] x { upper bits [W][4], low nibbles [2][W][4] }
- * For several rows of activations, a block of up to 256 values is first spread into float32 scales and, in Q5_K and Q6_K, bytes
- * in the first-level cache, once for all; in the other formats bytes take an instruction or two, less than that detour.
+ * A block of up to 256 values is first spread into float32 scales and bytes in the first-level cache, once for all rows; but where
+ * taking bytes out of the panel for each tile costs less than that detour (`directly`), only the scales are.
  *
  * Vector units multiply integers and floats on the same pipes, so what is not a product of levels is kept off them. The
  * integer sum of 32 products starts from the bits of 1.5 * 2^(23 + e), whose last bit is worth 2^e: read as a float it is

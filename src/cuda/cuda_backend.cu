@@ -907,3 +907,5 @@ extern "C" const xl_backend_ops *xlstm_cuda_backend(void)
     };
     return &ops;
 }
+
+const xl_plugin xlstm_cuda_plugin = {XL_PLUGIN_VERSION, sizeof(xl_backend_ops), sizeof(xl_backend_options), xlstm_cuda_backend};

@@ -303,5 +303,6 @@ void cuda_quant_decode(cudaStream_t stream, float *dst, size_t pitch, const void
                        uint32_t in);
 
 extern "C" __attribute__((visibility("default"))) const xl_backend_ops *xlstm_cuda_backend(void);
+extern "C" __attribute__((visibility("default"))) const xl_plugin xlstm_cuda_plugin;
 
 #endif
