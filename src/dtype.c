@@ -14,7 +14,6 @@
 #include "quantize.h"
 
 #include <math.h>
-#include <strings.h>
 
 static const xl_dtype_traits traits[XLSTM_DTYPE_COUNT] = {
     [XLSTM_DTYPE_DEFAULT] = {"default", 1, 0},
