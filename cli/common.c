@@ -12,6 +12,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -51,9 +52,17 @@ int fail_usage(const char *format, ...)
     return EXIT_USAGE;
 }
 
+static xlstm_error last;
+
 int fail_error(const xlstm_error *err)
 {
+    last = *err;
     return fail("%s", err->message);
+}
+
+const char *last_error(void)
+{
+    return last.message;
 }
 
 void *must(void *memory)
@@ -248,6 +257,30 @@ void output_json_ids(const int32_t *ids, size_t n)
     for (size_t i = 0; i < n; i++)
         outputf("%s%d", i ? "," : "", ids[i]);
     output("]", 1);
+}
+
+int check_output(const char *option, const char *path)
+{
+    struct stat st;
+    if (!path)
+        return EXIT_OK;
+    if (!*path)
+        return fail_usage("%s: the name of the file is empty", option);
+    if (stat(path, &st) == 0)
+        return S_ISREG(st.st_mode) ? EXIT_OK
+                                   : fail("%s: expected the name of a file to write, found a %s", path,
+                                          S_ISDIR(st.st_mode) ? "folder" : "device or pipe, which cannot be replaced");
+    if (errno != ENOENT)
+        return fail("%s: cannot write: %s", path, strerror(errno));
+    if (lstat(path, &st) == 0)
+        return fail("%s: cannot write: the link leads nowhere", path);
+    const char *slash = strrchr(path, '/');
+    char *folder = slash ? must(strndup(path, (size_t)(slash - path + (slash == path)))) : must(strdup("."));
+    int status = EXIT_OK;
+    if (access(folder, W_OK | X_OK))
+        status = fail("%s: cannot write in the folder %s: %s", path, folder, strerror(errno));
+    free(folder);
+    return status;
 }
 
 /* ---- input texts ------------------------------------------------------------------------------------------------ */

@@ -18,6 +18,8 @@ void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int fail_usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int fail_error(const xlstm_error *err);
+/* What the last fail_error said. */
+const char *last_error(void);
 /* The pointer, or the end of the program if an allocation failed. */
 void *must(void *memory);
 
@@ -53,6 +55,10 @@ int output_finish(int status);
 /* A JSON string with quotes; invalid UTF-8 becomes U+FFFD. */
 void output_json_string(const char *text, size_t size);
 void output_json_ids(const int32_t *ids, size_t n);
+
+/* Whether a file can be written at `path` (NULL: none is wanted), before work is done for it; complains and returns the exit
+ * status. `option` names what asked for it. */
+int check_output(const char *option, const char *path);
 
 /* ---- input texts and ids ---------------------------------------------------------------------------------------- */
 

@@ -355,7 +355,7 @@ static int run(const void *options, char **arguments, size_t n)
     check_files(&e, path);
     int status = open_model(&e.model, &o->model, false);
     if (status) {
-        say(&e, BAD, "open", "the checkpoint cannot be opened: see the message above");
+        say(&e, BAD, "open", "the checkpoint cannot be opened: %s", last_error());
     } else {
         e.info = xlstm_model_get_info(e.model);
         const xlstm_model_info *i = e.info;

@@ -384,7 +384,7 @@ static int check(const generate_options *o)
                           o->samples > 1 ? "--samples above 1" : "--interactive");
     if (o->prefix_cache && o->state_in)
         return fail_usage("--prefix-cache is for prompts that begin afresh: it does not go with --state-in");
-    return EXIT_OK;
+    return check_output("--state-out", o->state_out);
 }
 
 /* Decides what is printed and whether a tokenizer is at hand for it. */

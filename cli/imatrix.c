@@ -59,8 +59,11 @@ static int run(const void *options, char **arguments, size_t n_arguments)
     const imatrix_options *o = options;
     if (!o->out)
         return fail_usage("say where to write the matrix with --output FILE");
+    int status = check_output("--output", o->out);
+    if (status)
+        return status;
     xlstm_model *model;
-    int status = open_model(&model, &o->model, false);
+    status = open_model(&model, &o->model, false);
     if (status)
         return status;
     prompt input = {0};
@@ -98,7 +101,7 @@ static const option_group groups[] = {
 const command command_imatrix = {
     .name = "imatrix",
     .summary = "record what a model uses its weights for, to quantize it better",
-    .usage = "-m MODEL -f TEXT -o imatrix.gguf",
+    .usage = "-m MODEL -f FILE -o imatrix.gguf",
     .details = "Reads a text and sums the squares of what every column of every large matrix is multiplied with. "
                "`xlstm quantize --imatrix` then spends the precision of a format where it matters. Some hundred thousand "
                "tokens of the kind of text that the model is for are plenty.",

@@ -100,7 +100,10 @@ int wiring_print(FILE *to, const xlstm_model *model, int style)
     xlstm_error err = {0};
     if (xlstm_model_draw_wiring(&drawing, model, style == 0, &err))
         return fail_error(&err);
-    fputs(drawing, to);
+    if (to == stdout)
+        output(drawing, strlen(drawing));
+    else
+        fputs(drawing, to);
     xlstm_free(drawing);
     return EXIT_OK;
 }

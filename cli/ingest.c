@@ -476,8 +476,11 @@ static int run(const void *options, char **arguments, size_t n)
         return fail_usage("give a text with --file and a place for the state with --state-out");
     if (o->state_in && o->resume)
         return fail_usage("--resume begins at the checkpoint in --state-out: leave --state-in out");
+    int status = check_output("--state-out", o->state_out);
+    if (status)
+        return status;
     ingestion in = {.o = o, .fd = -1};
-    int status = open_model(&in.model, &o->model, false);
+    status = open_model(&in.model, &o->model, false);
     if (status == EXIT_OK && !(in.tokenizer = need_tokenizer(in.model, "ingest")))
         status = EXIT_RUNTIME;
     if (status == EXIT_OK)

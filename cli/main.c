@@ -4,6 +4,7 @@
  */
 #include "common.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,8 +61,17 @@ static int run_command(const command *c, int argc, char **argv)
     return status;
 }
 
+/* A file must not be opened under the number of a closed standard stream and then be read or written as that. */
+static void occupy_streams(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) != fd) /* any use fails */
+            exit(EXIT_RUNTIME);
+}
+
 int main(int argc, char **argv)
 {
+    occupy_streams();
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write, see output() */
     signal(SIGXFSZ, SIG_IGN); /* so is a file that may not grow further */
     const char *name = argc > 1 ? argv[1] : "";

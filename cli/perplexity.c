@@ -54,7 +54,9 @@ typedef struct base_file {
 static int base_create(base_file *b, const char *path, uint32_t vocab_size, const int32_t *targets, uint64_t n)
 {
     buffer name = {0};
-    buffer_addf(&name, "%s.partial", path);
+    char *real = realpath(path, NULL); /* links are followed */
+    buffer_addf(&name, "%s.partial", real ? real : path);
+    free(real);
     *b = (base_file){.path = path, .temporary = name.data, .rows = n};
     b->file = fopen(b->temporary, "wb");
     base_header h = {.version = 1, .vocab_size = vocab_size, .rows = n};
@@ -66,16 +68,16 @@ static int base_create(base_file *b, const char *path, uint32_t vocab_size, cons
 
 static int base_finish(base_file *b, int status)
 {
-    if (!b->file)
-        return status;
-    bool written = fflush(b->file) == 0;
-    written = fclose(b->file) == 0 && written;
+    bool written = b->file && fflush(b->file) == 0;
+    written = b->file && fclose(b->file) == 0 && written;
     b->file = NULL;
     if (b->temporary) {
-        if (status == EXIT_OK && (!written || rename(b->temporary, b->path)))
+        char *real = realpath(b->path, NULL);
+        if (status == EXIT_OK && (!written || rename(b->temporary, real ? real : b->path)))
             status = fail("%s: cannot write: %s", b->path, strerror(errno));
         if (status != EXIT_OK)
             remove(b->temporary);
+        free(real);
     }
     free(b->temporary);
     return status;
@@ -364,12 +366,15 @@ static int run(const void *options, char **arguments, size_t n)
     (void)arguments;
     (void)n;
     const perplexity_options *o = options;
+    int status = check_output("--kl-base", o->kl_base);
+    if (status)
+        return status;
     if (o->kl_base && o->kl)
         return fail_usage("give one of --kl-base and --kl");
     if (o->stride && (!o->window || o->stride > o->window))
         return fail_usage("--stride needs a --window at least as long");
     xlstm_model *model;
-    int status = open_model(&model, &o->model, false);
+    status = open_model(&model, &o->model, false);
     if (status)
         return status;
     prompt input = {0};

@@ -182,6 +182,8 @@ static int run(const void *options, char **arguments, size_t n)
     (void)arguments;
     (void)n;
     const trace_options *o = options;
+    if (o->dump && !*o->dump)
+        return fail_usage("--dump: the name of the folder is empty");
     xlstm_model *model;
     int status = open_model(&model, &o->model, false);
     if (status)

@@ -168,11 +168,14 @@ static int read_alias(int64_t *out, const reader *r, const char *key, const char
     return XLSTM_OK;
 }
 
-static void warn_dimension(const reader *r, const char *what, double stated, uint32_t found)
+/* `key` decides who is named. */
+static void warn_dimension(const reader *r, const char *key, const char *what, double stated, uint32_t found)
 {
+    const char *name;
     if (stated == (double)found) return;
-    xl_logf(r->log, XLSTM_LOG_WARNING, "%s: %s is %.0f there, but %u by the tensors' shapes, which are used", r->name,
-            what, stated, found);
+    (void)owner(r, key, &name);
+    xl_logf(r->log, XLSTM_LOG_WARNING, "%s: %s is %.0f there, but %u by the tensors' shapes, which are used", name, what,
+            stated, found);
 }
 
 uint64_t xl_config_ffn_dim(uint32_t embedding_dim, double factor, uint32_t multiple)
@@ -199,22 +202,24 @@ static int check_dims(const reader *r, const xl_dims *d)
     if (result == XLSTM_OK) result = read_real(&f, r, "ffn_proj_factor", 1e-6, 1e6);
     if (result != XLSTM_OK) return result;
     if (depth != 0 && depth != d->num_blocks) {
+        const char *name;
+        (void)owner(r, "num_blocks", &name);
         return xl_fail(r->err, XLSTM_E_FORMAT,
                        "%s: num_blocks is %lld, but the checkpoint holds %u blocks: files are missing or belong to "
                        "another model (--set num_blocks=%u takes them as they are)",
-                       r->name, (long long)depth, d->num_blocks, d->num_blocks);
+                       name, (long long)depth, d->num_blocks, d->num_blocks);
     }
-    if (width != 0) warn_dimension(r, "embedding_dim", (double)width, d->embedding_dim);
-    if (vocabulary != 0) warn_dimension(r, "vocab_size", (double)vocabulary, d->vocab_size);
-    if (heads != 0) warn_dimension(r, "num_heads", (double)heads, d->num_heads);
-    if (head_qk != 0) warn_dimension(r, "the q and k width of a head", (double)head_qk, d->head_qk);
-    if (head_v != 0) warn_dimension(r, "the v width of a head", (double)head_v, d->head_v);
-    if (ffn != 0) warn_dimension(r, "the feed-forward width", (double)ffn, d->ffn_dim);
-    if (q > 0) warn_dimension(r, "the q and k width (qk_dim_factor)", trunc(d->embedding_dim * q), d->qk_dim);
-    if (v > 0) warn_dimension(r, "the v width (v_dim_factor)", trunc(d->embedding_dim * v), d->v_dim);
+    if (width != 0) warn_dimension(r, "embedding_dim", "embedding_dim", (double)width, d->embedding_dim);
+    if (vocabulary != 0) warn_dimension(r, "vocab_size", "vocab_size", (double)vocabulary, d->vocab_size);
+    if (heads != 0) warn_dimension(r, "num_heads", "num_heads", (double)heads, d->num_heads);
+    if (head_qk != 0) warn_dimension(r, "head_qk", "the q and k width of a head", (double)head_qk, d->head_qk);
+    if (head_v != 0) warn_dimension(r, "head_v", "the v width of a head", (double)head_v, d->head_v);
+    if (ffn != 0) warn_dimension(r, "ffn_dim", "the feed-forward width", (double)ffn, d->ffn_dim);
+    if (q > 0) warn_dimension(r, "qk_dim_factor", "the q and k width (qk_dim_factor)", trunc(d->embedding_dim * q), d->qk_dim);
+    if (v > 0) warn_dimension(r, "v_dim_factor", "the v width (v_dim_factor)", trunc(d->embedding_dim * v), d->v_dim);
     if (f > 0) {
         uint64_t stated = xl_config_ffn_dim(d->embedding_dim, f, (uint32_t)multiple);
-        warn_dimension(r, "the feed-forward width (ffn_proj_factor)", (double)stated, d->ffn_dim);
+        warn_dimension(r, "ffn_proj_factor", "the feed-forward width (ffn_proj_factor)", (double)stated, d->ffn_dim);
     }
     return XLSTM_OK;
 }

@@ -5,6 +5,7 @@
  */
 #include "state.h"
 
+#include <float.h>
 #include <math.h>
 
 /* ---- one row between a storage format and float64 ---------------------------------------------------------------- */
@@ -222,8 +223,9 @@ int xlstm_state_diff(xlstm_head_difference *out, const xlstm_state *first, const
     return XLSTM_OK;
 }
 
-/* One head of the weighted sum. factor [n]: weights[i] exp(m_i - m), m the largest m_i that counts. */
-static void mix_head(xlstm_state *out, const xlstm_state *const *states, const double *weights, size_t n, uint32_t b,
+/* One head of the weighted sum; false if a value of it cannot be held. factor [n]: weights[i] exp(m_i - m), m the largest m_i
+ * that counts. */
+static bool mix_head(xlstm_state *out, const xlstm_state *const *states, const double *weights, size_t n, uint32_t b,
                      uint32_t h, double *factor, double *in, double *sum)
 {
     const xl_state_layout *l = &out->layout;
@@ -233,6 +235,8 @@ static void mix_head(xlstm_state *out, const xlstm_state *const *states, const d
         if (weights[i] != 0 && !(factor[i] <= m)) m = factor[i];
     }
     if (m == -INFINITY) m = 0; /* all weights are zero */
+    const double most = l->dtype == XLSTM_F64 ? DBL_MAX : FLT_MAX;
+    bool fits = true;
     for (size_t i = 0; i < n; i++) factor[i] = weights[i] != 0 ? weights[i] * exp(factor[i] - m) : 0;
     for (size_t a = 0; a <= l->head_qk; a++) {
         size_t width = row_of(l, b, h, a).n;
@@ -242,9 +246,11 @@ static void mix_head(xlstm_state *out, const xlstm_state *const *states, const d
             get_row(in, states[i], b, h, a);
             for (size_t j = 0; j < width; j++) sum[j] += factor[i] * in[j];
         }
+        for (size_t j = 0; j < width; j++) fits = fits && fabs(sum[j]) <= most;
         put_row(out, b, h, a, sum);
     }
     put_row(out, b, h, (size_t)l->head_qk + 1, &m);
+    return fits;
 }
 
 int xlstm_state_mix(xlstm_state **out, const xlstm_state *const *states, const double *weights, size_t n,
@@ -270,7 +276,8 @@ int xlstm_state_mix(xlstm_state **out, const xlstm_state *const *states, const d
         return XLSTM_E_MEMORY;
     }
     memset(s->memory, 0, s->layout.total_bytes);
-    EACH_HEAD(l, b, h) mix_head(s, states, weights, n, b, h, factor, buffers, buffers + width);
+    bool fits = true;
+    EACH_HEAD(l, b, h) fits = mix_head(s, states, weights, n, b, h, factor, buffers, buffers + width) && fits;
     /* No text leads here, so the hash must be none's. */
     for (size_t i = 0; i < n; i++) {
         uint64_t part[2] = {states[i]->token_hash, 0};
@@ -280,6 +287,10 @@ int xlstm_state_mix(xlstm_state **out, const xlstm_state *const *states, const d
     s->note[0] = '\0';
     xl_release(buffers);
     xl_release(factor);
+    if (!fits) {
+        xlstm_state_free(s);
+        return xl_fail(err, XLSTM_E_ARGUMENT, "the sum has values beyond %s: expected smaller weights", xlstm_dtype_name(l->dtype));
+    }
     *out = s;
     return XLSTM_OK;
 }

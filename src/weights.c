@@ -5,7 +5,9 @@
  */
 #include "weights_internal.h"
 
+#include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "weights are used where they are mapped: the formats are little endian, and so must be the machine"
@@ -129,10 +131,9 @@ static int open_file(xl_weights *w, const char *path, xlstm_error *err)
 {
     FILE *f = fopen(path, "rb");
     char magic[4] = {0};
-    if (f != NULL) {
-        (void)!fread(magic, 1, sizeof(magic), f);
-        fclose(f);
-    }
+    if (f == NULL) return xl_fail(err, XLSTM_E_IO, "%s: cannot open: %s", path, strerror(errno));
+    (void)!fread(magic, 1, sizeof(magic), f);
+    fclose(f);
     if (memcmp(magic, "GGUF", 4) == 0 || ends_with(path, ".gguf")) return xl_gguf_open(w, path, err);
     if (ends_with(path, ".safetensors")) return xl_safetensors_open_file(w, path, err);
     return xl_fail(err, XLSTM_E_UNSUPPORTED,
@@ -153,7 +154,7 @@ int xl_weights_open(xl_weights **out, const char *path, const xl_log *log, xlstm
     } else if (xl_is_file(path)) {
         result = open_file(w, path, err);
     } else {
-        result = xl_fail(err, XLSTM_E_IO, "%s: no such file or folder", path);
+        result = xl_fail(err, XLSTM_E_IO, "%s: %s", path, access(path, F_OK) != 0 ? strerror(errno) : "expected a regular file or a folder");
     }
     if (result == XLSTM_OK) result = finish(w, err);
     if (result != XLSTM_OK) {

@@ -452,7 +452,8 @@ int xl_safetensors_open_folder(xl_weights *w, const char *folder, xlstm_error *e
         result = read_named(w, folder, found.other, err);
     } else if (found.n_other > 1) {
         result = xl_fail(err, XLSTM_E_UNSUPPORTED,
-                         "%s: several weight files and no model.safetensors.index.json: name the file instead", folder);
+                         "%s: several weight files and no model.safetensors.index.json: expected one that lists the shards; if the "
+                         "files are models of their own, name one of them", folder);
     } else {
         result = xl_fail(err, XLSTM_E_IO, "%s: no weights: expected model.safetensors, shards with an index, or a .gguf "
                          "file%s", folder, found.pickle ? "; PyTorch pickles are not read, save as safetensors" : "");

@@ -436,8 +436,8 @@ static int fill_role(builder *b, uint32_t block, int role)
         char shape[64];
         snprintf(shape, sizeof(shape), cols > 0 ? "[%llu, %llu]" : "[%llu]", (unsigned long long)rows,
                  (unsigned long long)cols);
-        return xl_fail(b->err, XLSTM_E_FORMAT, "tensor '%s' is missing: expected shape %s",
-                       expected_name(b, name, block, role, false), shape);
+        return xl_fail(b->err, XLSTM_E_FORMAT, "%s: tensor '%s' is missing: expected shape %s; is this a part of a model? Then "
+                       "name the folder", xl_weights_file(b->w, 0), expected_name(b, name, block, role, false), shape);
     }
     if (role == XL_MHNORM) {
         weight = flat_view(b, weight);

@@ -10,6 +10,7 @@ import re
 import select
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -329,6 +330,73 @@ class Generate(Case):
         plain = self.greedy("-p", PROMPT, "--max-tokens", 20)
         for flag, value in (("--repetition-penalty", 1.5), ("--presence-penalty", 3), ("--frequency-penalty", 2)):
             self.assertNotEqual(self.greedy("-p", PROMPT, "--max-tokens", 20, flag, value)["ids"], plain["ids"], flag)
+
+
+class Outputs(Case):
+    """Where results cannot be written is said before any work is done; nothing but regular files is replaced."""
+
+    def test_impossible_outputs(self):
+        os.mkdir(self.path("folder"))
+        os.mkfifo(self.path("pipe"))
+        os.symlink("nowhere", self.path("dangling"))
+        write(self.path("text"), b"Once upon a time " * 3000)
+        commands = (("generate", "-p", PROMPT, "--state-out"), ("ingest", "-f", self.path("text"), "--state-out"),
+                    ("imatrix", "-f", self.path("text"), "-o"), ("perplexity", "-p", PROMPT, "--kl-base"),
+                    ("convert", MODEL), ("quantize", "--type", "q8_0", MODEL))
+        for command in commands:
+            for name, says in ((self.path("folder"), "found a folder"), (self.path("pipe"), "found a device or pipe"),
+                               (self.path("dangling"), "link"), (self.path("none/x"), "none"), ("", "empty")):
+                status, out, err = run(*command, name)
+                self.assertIn(status, (1, 2), (command, name))
+                self.assertEqual(out, b"", (command, name))
+                self.assertIn(says, err.decode(), (command, name))
+        self.assertTrue(stat.S_ISFIFO(os.stat(self.path("pipe")).st_mode))
+        self.assertEqual(sorted(os.listdir(self.folder)), ["dangling", "folder", "pipe", "text"])
+
+    def test_links_are_followed(self):
+        for command, option in (("generate", "--state-out"), ("perplexity", "--kl-base")):
+            write(self.path("target"), b"")
+            os.symlink("target", self.path("link"))
+            self.ok(command, "-p", PROMPT, *(("--max-tokens", 1) if command == "generate" else ()), option, self.path("link"))
+            self.assertTrue(os.path.islink(self.path("link")))
+            self.assertGreater(os.path.getsize(self.path("target")), 1000)
+            os.remove(self.path("link"))
+
+    def test_size_limit(self):
+        limited = ["sh", "-c", 'ulimit -f 100; exec "$@"', "sh", PROGRAM, "convert", "-q", MODEL, self.path("x.gguf")]
+        done = subprocess.run(limited, capture_output=True, env=clean_environment())
+        self.assertEqual(done.returncode, 1, done)
+        self.assertIn(b"x.gguf: cannot write: File too large", done.stderr)
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_closed_streams(self):
+        """A closed standard stream is not mistaken for a file that is opened later."""
+        for command in ("generate -f - --max-tokens 3", "generate -i", "perplexity -f -", "tokenize -"):
+            done = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", PROGRAM, *command.split()], capture_output=True,
+                                  env=clean_environment(), timeout=60)
+            self.assertEqual(done.returncode, 1, (command, done))
+            self.assertIn(b"cannot read standard input", done.stderr)
+            self.assertEqual(done.stdout, b"")
+        for close in (">&-", "2>&-", "<&- >&- 2>&-"):
+            subprocess.run(["sh", "-c", f'exec "$@" {close}', "sh", PROGRAM, "convert", MODEL, self.path("x.gguf")],
+                           env=clean_environment())
+            self.ok("info", "-m", self.path("x.gguf"))
+
+    def test_drawing_that_cannot_be_written(self):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([PROGRAM, "info", "--wiring"], stdout=full, stderr=subprocess.PIPE, env=clean_environment())
+        self.assertEqual(done.returncode, 1)
+
+    def test_a_plugin_of_another_version_is_refused(self):
+        compiler = os.environ.get("CC", "cc")
+        if not shutil.which(compiler.split()[0]):
+            self.skipTest("no C compiler")
+        write(self.path("p.c"), b"const unsigned xlstm_cuda_plugin[6] = {1, 2, 3};")
+        subprocess.run([*compiler.split(), "-shared", "-fPIC", "-o", self.path("libxlstm_cuda.so"), self.path("p.c")], check=True)
+        status, _, err = run("generate", "-p", "x", "--backend", "cuda", env=clean_environment({"LD_LIBRARY_PATH": self.folder}))
+        self.assertEqual(status, 1)
+        if b"looking for" not in err and b"NVIDIA" not in err:  # a plugin beside the program comes first
+            self.assertIn(b"built with another version of xlstm", err)
 
 
 class State(Case):
