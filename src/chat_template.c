@@ -5,7 +5,9 @@
  */
 #include "chat_template.h"
 
-#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { MAX_DEPTH = 150 };
@@ -83,9 +85,22 @@ json_t *xl_chat_keep(xl_render *r, json_t *value)
 
 json_t *xl_chat_string(xl_render *r, const char *text, size_t size)
 {
-    if (!xl_chat_spend(r, size))
-        return json_null();
-    return xl_chat_keep(r, json_stringn(size ? text : "", size));
+    json_t *made = xl_chat_spend(r, size) ? xl_chat_keep(r, json_stringn(size ? text : "", size)) : NULL;
+    return json_is_string(made) ? made : r->empty;
+}
+
+json_t *xl_chat_take(xl_render *r, xl_text *text)
+{
+    xl_chat_done(r, text->failed);
+    json_t *made = xl_chat_string(r, text->data, text->size);
+    xl_release(text->data);
+    return made;
+}
+
+void xl_chat_done(xl_render *r, int result)
+{
+    if (result != 0)
+        xl_chat_fail(r, 0, XLSTM_E_MEMORY, "out of memory");
 }
 
 /* ---- scanning inside tags --------------------------------------------------------------------------------------- */
@@ -110,7 +125,7 @@ static void syntax_error(xl_render *r, const char *expected)
 
 static void skip_blanks(xl_render *r)
 {
-    while (r->at < r->end && isspace((unsigned char)*r->at))
+    while (r->at < r->end && xl_chat_is_blank(*r->at))
         r->at++;
 }
 
@@ -134,7 +149,7 @@ static bool at_tag_end(xl_render *r)
 
 static bool is_word(char c)
 {
-    return isalnum((unsigned char)c) || c == '_';
+    return xl_chat_is_letter(c) || xl_chat_is_digit(c) || c == '_';
 }
 
 /* Takes a symbol or a keyword if it comes next. */
@@ -164,7 +179,7 @@ static void need(xl_render *r, const char *text)
 
 static const char *take_name(xl_render *r)
 {
-    if (r->failed || at_tag_end(r) || !(isalpha((unsigned char)*r->at) || *r->at == '_'))
+    if (r->failed || at_tag_end(r) || !is_word(*r->at) || xl_chat_is_digit(*r->at))
         return NULL;
     const char *start = r->at;
     while (r->at < r->end && is_word(*r->at))
@@ -238,9 +253,12 @@ static xl_node *parse_string(xl_render *r)
         c = *r->at++;
         int digits = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0, n = 0;
         unsigned code = 0;
-        while (n < digits && r->at + n < r->end && isxdigit((unsigned char)r->at[n])) {
-            char h = (char)tolower((unsigned char)r->at[n++]);
+        while (n < digits && r->at + n < r->end) {
+            char h = xl_chat_lower(r->at[n]);
+            if (!xl_chat_is_digit(h) && (h < 'a' || h > 'f'))
+                break;
             code = code << 4 | (unsigned)(h <= '9' ? h - '0' : h - 'a' + 10);
+            n++;
         }
         if (digits && n == digits && code <= 0x10ffff) {
             r->at += n;
@@ -262,9 +280,7 @@ static xl_node *parse_string(xl_render *r)
         syntax_error(r, "the end of a string");
     else
         r->at++;
-    xl_node *node = constant(r, text.failed ? xl_chat_keep(r, NULL) : xl_chat_string(r, text.data, text.size));
-    xl_release(text.data);
-    return node;
+    return constant(r, xl_chat_take(r, &text));
 }
 
 static xl_node *parse_number(xl_render *r)
@@ -273,9 +289,9 @@ static xl_node *parse_number(xl_render *r)
     size_t n = 0;
     bool real = false;
     while (r->at < r->end && n + 1 < sizeof digits) {
-        bool point = *r->at == '.' && r->at + 1 < r->end && isdigit((unsigned char)r->at[1]);
+        bool point = *r->at == '.' && r->at + 1 < r->end && xl_chat_is_digit(r->at[1]);
         bool exponent = n > 0 && (*r->at == 'e' || *r->at == 'E');
-        if (!isdigit((unsigned char)*r->at) && *r->at != '_' && !point && !exponent)
+        if (!xl_chat_is_digit(*r->at) && *r->at != '_' && !point && !exponent)
             break;
         real = real || point || exponent;
         if (*r->at != '_')
@@ -285,12 +301,17 @@ static xl_node *parse_number(xl_render *r)
             digits[n++] = *r->at++;
     }
     digits[n] = 0;
-    json_t *value = json_loads(digits, JSON_DECODE_ANY, NULL);
-    if (!value) {
+    char *end;
+    errno = 0;
+    json_int_t whole = real ? 0 : strtoll(digits, &end, 10);
+    bool fits = real || errno == 0;
+    double x = real ? strtod_l(digits, &end, r->plain) : 0.0;
+    bool zero_first = digits[0] == '0' && xl_chat_is_digit(digits[1]);
+    if (*end || !fits || !isfinite(x) || zero_first || !xl_chat_is_digit(end[-1])) {
         xl_chat_fail(r, line_of(r, r->at), XLSTM_E_FORMAT, "\"%s\" is not a number", digits);
         return &r->spare;
     }
-    return constant(r, xl_chat_keep(r, value));
+    return constant(r, xl_chat_keep(r, real ? json_real(x) : json_integer(whole)));
 }
 
 /* Appends to a list of nodes. */
@@ -349,7 +370,7 @@ static xl_node *parse_primary(xl_render *r)
         }
         return whole;
     }
-    if (isdigit((unsigned char)*r->at))
+    if (xl_chat_is_digit(*r->at))
         return parse_number(r);
     if (take(r, "(")) {
         xl_node *tuple = node_new(r, XL_NODE_LIST);
@@ -682,7 +703,7 @@ static xl_node *parse_text(xl_render *r, char *tag)
         *tag = p[1];
         char mark = p + 2 < r->end ? p[2] : 0;
         if (mark == '-') {
-            while (stop > start && isspace((unsigned char)stop[-1]))
+            while (stop > start && xl_chat_is_blank(stop[-1]))
                 stop--;
         } else if (*tag != '{' && mark != '+') {
             const char *line = stop;
@@ -727,7 +748,7 @@ static xl_node *parse_raw(xl_render *r)
             continue;
         r->at += 6;
         const char *stop = p;
-        while (strip && stop > start && isspace((unsigned char)stop[-1]))
+        while (strip && stop > start && xl_chat_is_blank(stop[-1]))
             stop--;
         text->value = xl_chat_string(r, start, (size_t)(stop - start));
         end_tag(r, "%}");
@@ -929,6 +950,9 @@ static void render_free(xl_render *r)
     while (r->n_made > 0) /* newest first: a list goes before what it holds, so nothing is freed in depth */
         json_decref(r->made[--r->n_made]);
     xl_release(r->made);
+    json_decref(r->empty);
+    if (r->plain)
+        freelocale(r->plain);
     while (r->blocks) {
         xl_block *next = r->blocks->next;
         xl_release(r->blocks);
@@ -966,6 +990,8 @@ int xlstm_chat_render(char **text, size_t *size, const char *source, const char 
     json_t *root = json_loadb(variables, variables_size, JSON_ALLOW_NUL, &problem);
     if (!json_is_object(root)) {
         json_decref(root);
+        if (!root && json_error_code(&problem) == json_error_unknown) /* errors in the text have codes */
+            return xl_fail(err, XLSTM_E_MEMORY, "chat variables: out of memory");
         return xl_fail(err, XLSTM_E_FORMAT, "chat variables: expected a JSON object%s%s", root ? "" : ": ",
                        root ? "" : problem.text);
     }
@@ -981,6 +1007,8 @@ int xlstm_chat_render(char **text, size_t *size, const char *source, const char 
     }
     xl_text out = {0};
     xl_render r = {.err = err,
+                   .plain = newlocale(LC_ALL_MASK, "C", NULL),
+                   .empty = json_string(""),
                    .source = copy,
                    .at = copy,
                    .counted = copy,
@@ -990,6 +1018,7 @@ int xlstm_chat_render(char **text, size_t *size, const char *source, const char 
                    .steps = MAX_STEPS,
                    .variables = root,
                    .out = &out};
+    xl_chat_done(&r, !r.plain || !r.empty);
     xl_node *body = xl_chat_parse(&r);
     if (!r.failed)
         xl_chat_run(&r, body);

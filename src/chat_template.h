@@ -14,6 +14,7 @@
 #include "base.h"
 
 #include <jansson.h>
+#include <locale.h>
 
 typedef enum xl_node_kind {
     /* statements */
@@ -104,6 +105,7 @@ typedef struct xl_render {
     xlstm_error *err;
     int code; /* 0 until something failed */
     bool failed;
+    locale_t plain; /* the C locale: numbers and dates read the same whatever the program's locale is */
 
     /* parser */
     const char *source, *at, *end;
@@ -116,6 +118,7 @@ typedef struct xl_render {
 
     /* memory */
     struct xl_block *blocks;
+    json_t *empty; /* a string that can always be had */
     json_t **made;
     size_t n_made, made_capacity;
     size_t budget; /* bytes that may still be made */
@@ -134,8 +137,19 @@ xl_value xl_chat_fail(xl_render *r, int line, xlstm_code code, const char *forma
 void *xl_chat_memory(xl_render *r, size_t bytes); /* zeroed; NULL only after a failure */
 /* Takes over the reference; NULL (out of memory) fails the render and gives null. */
 json_t *xl_chat_keep(xl_render *r, json_t *value);
+/* A string in any case: empty once the render has failed. */
 json_t *xl_chat_string(xl_render *r, const char *text, size_t size);
+json_t *xl_chat_take(xl_render *r, xl_text *text); /* the same of what a text holds, which is released */
+/* Takes what a call of jansson returned that can only fail for want of memory: not 0 fails the render. */
+void xl_chat_done(xl_render *r, int result);
 bool xl_chat_spend(xl_render *r, size_t bytes); /* false once the budget is gone */
+
+/* ASCII characters, in every locale. */
+static inline bool xl_chat_is_blank(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+static inline bool xl_chat_is_digit(char c) { return c >= '0' && c <= '9'; }
+static inline char xl_chat_upper(char c) { return c >= 'a' && c <= 'z' ? (char)(c - 'a' + 'A') : c; }
+static inline char xl_chat_lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c; }
+static inline bool xl_chat_is_letter(char c) { return xl_chat_lower(c) >= 'a' && xl_chat_lower(c) <= 'z'; }
 
 /* chat_template.c */
 xl_node *xl_chat_parse(xl_render *r);

@@ -4,7 +4,6 @@
  */
 #include "chat_template.h"
 
-#include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,9 +60,7 @@ static json_int_t integer_argument(const call *c, size_t position, const char *n
 
 static xl_value text_value(const call *c, xl_text *text)
 {
-    json_t *value = text->failed ? xl_chat_keep(c->r, NULL) : xl_chat_string(c->r, text->data, text->size);
-    xl_release(text->data);
-    return xl_chat_json(value);
+    return xl_chat_json(xl_chat_take(c->r, text));
 }
 
 static xl_value integer_value(const call *c, json_int_t i)
@@ -78,7 +75,7 @@ static json_t *list_new(const call *c)
 
 static void list_add(const call *c, json_t *list, xl_value v)
 {
-    json_array_append(list, v.kind == XL_VALUE_JSON ? v.json : json_null());
+    xl_chat_done(c->r, json_array_append(list, v.kind == XL_VALUE_JSON ? v.json : json_null()));
     xl_chat_spend(c->r, 16);
 }
 
@@ -160,8 +157,8 @@ static xl_value change_case(const call *c, char how)
     for (size_t i = 0; i < json_string_length(input); i++) {
         char x = json_string_value(input)[i];
         bool up = how == 'u' || (start && (how == 't' || how == 'c'));
-        char y = (unsigned char)x >= 0x80 ? x : up ? (char)toupper(x) : (char)tolower(x);
-        start = how == 't' && !isalpha((unsigned char)x) && (unsigned char)x < 0x80;
+        char y = up ? xl_chat_upper(x) : xl_chat_lower(x);
+        start = how == 't' && !xl_chat_is_letter(x) && (unsigned char)x < 0x80;
         xl_text_add(&text, &y, 1);
     }
     return text_value(c, &text);
@@ -645,7 +642,7 @@ static json_t *sorted(const call *c, json_t *items, const char *attribute, bool 
             else
                 c->r->steps--;
         }
-        json_array_insert(list, at, item);
+        xl_chat_done(c->r, json_array_insert(list, at, item));
     }
     return list;
 }
@@ -738,7 +735,7 @@ static bool number_of(const call *c, double *out)
         return false;
     if (json_is_string(c->input.json)) {
         char *end;
-        *out = strtod(json_string_value(c->input.json), &end);
+        *out = strtod_l(json_string_value(c->input.json), &end, c->r->plain);
         return end != json_string_value(c->input.json) && !*end && isfinite(*out);
     }
     *out = json_is_true(c->input.json) ? 1.0 : json_number_value(c->input.json);
@@ -967,7 +964,7 @@ static xl_value do_dict(const call *c)
     json_t *object = xl_chat_keep(c->r, json_object());
     for (size_t i = 0; i < c->arguments->n && !c->r->failed; i++)
         if (c->arguments->names[i] && c->arguments->values[i].kind == XL_VALUE_JSON)
-            json_object_set(object, c->arguments->names[i], c->arguments->values[i].json);
+            xl_chat_done(c->r, json_object_set(object, c->arguments->names[i], c->arguments->values[i].json));
     return xl_chat_json(object);
 }
 
@@ -991,7 +988,7 @@ static xl_value do_strftime_now(const call *c)
     time_t now = time(NULL);
     struct tm parts;
     if (format && json_string_length(format) < 100 && gmtime_r(&now, &parts))
-        strftime(text, sizeof text, json_string_value(format), &parts);
+        strftime_l(text, sizeof text, json_string_value(format), &parts, c->r->plain);
     return xl_chat_json(xl_chat_string(c->r, text, strlen(text)));
 }
 

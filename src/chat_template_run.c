@@ -162,14 +162,16 @@ int xl_chat_order(xl_render *r, int line, xl_value a, xl_value b)
 }
 
 /* The shortest decimal that reads back as x, with a point or an exponent in it. */
-static void print_real(xl_text *out, double x)
+static void print_real(const xl_render *r, xl_text *out, double x)
 {
     char text[40];
+    locale_t before = uselocale(r->plain);
     for (int digits = 15; digits <= 17; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, x);
         if (strtod(text, NULL) == x)
             break;
     }
+    uselocale(before);
     xl_text_addf(out, "%s%s", text, strpbrk(text, ".en") ? "" : ".0");
 }
 
@@ -212,7 +214,7 @@ static void print_json(xl_render *r, xl_text *out, const json_t *j, bool quoted,
         xl_text_addf(out, "%lld", (long long)json_integer_value(j));
         break;
     case JSON_REAL:
-        print_real(out, json_real_value(j));
+        print_real(r, out, json_real_value(j));
         break;
     case JSON_STRING:
         if (quoted)
@@ -254,10 +256,8 @@ void xl_chat_print(xl_render *r, xl_text *out, xl_value v)
         print_json(r, out, v.json, false, 0);
     else if (v.kind != XL_VALUE_UNDEFINED)
         xl_chat_fail(r, 0, XLSTM_E_FORMAT, "%s cannot be printed", type_name(v));
-    if (out->failed)
-        xl_chat_fail(r, 0, XLSTM_E_MEMORY, "out of memory");
-    else
-        xl_chat_spend(r, out->size - before);
+    xl_chat_done(r, out->failed);
+    xl_chat_spend(r, out->size - before);
 }
 
 json_t *xl_chat_to_string(xl_render *r, xl_value v)
@@ -266,9 +266,7 @@ json_t *xl_chat_to_string(xl_render *r, xl_value v)
         return v.json;
     xl_text text = {0};
     xl_chat_print(r, &text, v);
-    json_t *result = xl_chat_string(r, text.data, text.size);
-    xl_release(text.data);
-    return result;
+    return xl_chat_take(r, &text);
 }
 
 /* ---- strings by character --------------------------------------------------------------------------------------- */
@@ -313,7 +311,7 @@ json_t *xl_chat_items(xl_render *r, int line, xl_value v)
         json_t *value;
         json_object_foreach(v.json, key, value)
         {
-            json_array_append(items, xl_chat_string(r, key, strlen(key)));
+            xl_chat_done(r, json_array_append(items, xl_chat_string(r, key, strlen(key))));
         }
         return items;
     }
@@ -322,7 +320,7 @@ json_t *xl_chat_items(xl_render *r, int line, xl_value v)
         size_t left = json_string_length(v.json);
         while (left > 0 && !r->failed) {
             size_t n = character_offset(s, left, 1);
-            json_array_append(items, xl_chat_string(r, s, n));
+            xl_chat_done(r, json_array_append(items, xl_chat_string(r, s, n)));
             s += n;
             left -= n;
         }
@@ -456,23 +454,20 @@ static xl_value arithmetic(xl_render *r, const xl_node *n, xl_value a, xl_value 
         xl_text text = {0};
         xl_chat_print(r, &text, a);
         xl_chat_print(r, &text, b);
-        json_t *sum = xl_chat_string(r, text.data, text.size);
-        xl_release(text.data);
-        return xl_chat_json(sum);
+        return xl_chat_json(xl_chat_take(r, &text));
     }
     if (both && n->op == XL_OP_ADD && json_is_array(a.json) && json_is_array(b.json)) {
-        json_t *sum = xl_chat_keep(r, json_copy(a.json));
+        json_t *sum = xl_chat_keep(r, json_array());
         xl_chat_spend(r, 16 * (json_array_size(a.json) + json_array_size(b.json)));
-        json_array_extend(sum, b.json);
+        xl_chat_done(r, json_array_extend(sum, a.json));
+        xl_chat_done(r, json_array_extend(sum, b.json));
         return xl_chat_json(sum);
     }
     if (both && n->op == XL_OP_MULTIPLY && json_is_string(a.json) && as_integer(b, &j)) {
         xl_text text = {0};
         for (; j > 0 && !r->failed; j--)
             xl_chat_print(r, &text, a);
-        json_t *repeated = xl_chat_string(r, text.data, text.size);
-        xl_release(text.data);
-        return xl_chat_json(repeated);
+        return xl_chat_json(xl_chat_take(r, &text));
     }
     static const char *const names[] = {"+", "-", "*", "/", "//", "%"};
     if (a.kind == XL_VALUE_UNDEFINED && a.name)
@@ -487,9 +482,7 @@ static xl_value concatenate(xl_render *r, xl_value a, xl_value b)
     xl_text text = {0};
     xl_chat_print(r, &text, a);
     xl_chat_print(r, &text, b);
-    json_t *both = xl_chat_string(r, text.data, text.size);
-    xl_release(text.data);
-    return xl_chat_json(both);
+    return xl_chat_json(xl_chat_take(r, &text));
 }
 
 static bool compare(xl_render *r, const xl_node *link, xl_value a, xl_value b)
@@ -580,14 +573,12 @@ static xl_value evaluate_slice(xl_render *r, const xl_node *n)
         if (text)
             xl_text_add(&joined, json_string_value(item), json_string_length(item));
         else
-            json_array_append(part, item);
+            xl_chat_done(r, json_array_append(part, item));
         if (__builtin_add_overflow(i, stride, &i))
             break;
     }
     xl_chat_spend(r, 16 * json_array_size(part));
-    xl_value result = xl_chat_json(text ? xl_chat_string(r, joined.data, joined.size) : part);
-    xl_release(joined.data);
-    return result;
+    return xl_chat_json(text ? xl_chat_take(r, &joined) : part);
 }
 
 static xl_value evaluate_call(xl_render *r, const xl_node *n)
@@ -623,14 +614,15 @@ static xl_value evaluate_parts(xl_render *r, const xl_node *n)
     case XL_NODE_LIST: {
         json_t *list = xl_chat_keep(r, json_array());
         for (const xl_node *item = n->list; item && !r->failed; item = item->next)
-            json_array_append(list, to_json(r, item, evaluate(r, item)));
+            xl_chat_done(r, json_array_append(list, to_json(r, item, evaluate(r, item))));
         return xl_chat_json(list);
     }
     case XL_NODE_DICT: {
         json_t *dict = xl_chat_keep(r, json_object());
         for (const xl_node *pair = n->list; pair && !r->failed; pair = pair->next) {
             json_t *key = xl_chat_to_string(r, evaluate(r, pair->a));
-            json_object_set(dict, json_string_value(key), to_json(r, pair, evaluate(r, pair->b)));
+            json_t *value = to_json(r, pair, evaluate(r, pair->b));
+            xl_chat_done(r, json_object_set(dict, json_string_value(key), value));
         }
         return xl_chat_json(dict);
     }
@@ -728,7 +720,7 @@ static void assign(xl_render *r, const xl_node *target, xl_value value)
     else if (value.kind == XL_VALUE_UNDEFINED)
         json_object_del(object.json, target->name);
     else
-        json_object_set(object.json, target->name, to_json(r, target, value));
+        xl_chat_done(r, json_object_set(object.json, target->name, to_json(r, target, value)));
 }
 
 /* One target takes the value, several take its items. */
@@ -757,14 +749,17 @@ static json_t *capture(xl_render *r, const xl_node *body)
     r->out = &text;
     run_body(r, body);
     r->out = outer;
-    json_t *result = xl_chat_string(r, text.data, text.size);
-    xl_release(text.data);
-    return result;
+    return xl_chat_take(r, &text);
 }
 
-static void set_member(xl_render *r, json_t *object, const char *name, json_int_t number)
+static void set_member(xl_render *r, json_t *object, const char *name, json_t *value)
 {
-    json_object_set(object, name, xl_chat_keep(r, json_integer(number)));
+    xl_chat_done(r, json_object_set(object, name, value));
+}
+
+static void set_number(xl_render *r, json_t *object, const char *name, json_int_t number)
+{
+    set_member(r, object, name, xl_chat_keep(r, json_integer(number)));
 }
 
 static json_t *loop_facts(xl_render *r, const json_t *items, size_t i)
@@ -773,17 +768,17 @@ static json_t *loop_facts(xl_render *r, const json_t *items, size_t i)
     json_t *loop = xl_chat_keep(r, json_object());
     if (r->failed)
         return loop;
-    set_member(r, loop, "index", at + 1);
-    set_member(r, loop, "index0", at);
-    set_member(r, loop, "revindex", n - at);
-    set_member(r, loop, "revindex0", n - at - 1);
-    set_member(r, loop, "length", n);
-    json_object_set(loop, "first", json_boolean(at == 0));
-    json_object_set(loop, "last", json_boolean(at + 1 == n));
+    set_number(r, loop, "index", at + 1);
+    set_number(r, loop, "index0", at);
+    set_number(r, loop, "revindex", n - at);
+    set_number(r, loop, "revindex0", n - at - 1);
+    set_number(r, loop, "length", n);
+    set_member(r, loop, "first", json_boolean(at == 0));
+    set_member(r, loop, "last", json_boolean(at + 1 == n));
     if (at > 0)
-        json_object_set(loop, "previtem", json_array_get(items, i - 1));
+        set_member(r, loop, "previtem", json_array_get(items, i - 1));
     if (at + 1 < n)
-        json_object_set(loop, "nextitem", json_array_get(items, i + 1));
+        set_member(r, loop, "nextitem", json_array_get(items, i + 1));
     return loop;
 }
 
@@ -798,7 +793,7 @@ static void run_for(xl_render *r, const xl_node *n)
         for (size_t i = 0; i < json_array_size(items) && !r->failed; i++) {
             assign_all(r, n->list, xl_chat_json(json_array_get(items, i)));
             if (xl_chat_truth(evaluate(r, n->b)))
-                json_array_append(chosen, json_array_get(items, i));
+                xl_chat_done(r, json_array_append(chosen, json_array_get(items, i)));
         }
         items = chosen;
     }
