@@ -5,6 +5,7 @@
  */
 #include "weights_internal.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -128,11 +129,13 @@ static bool ends_with(const char *s, const char *end)
 static int open_file(xl_weights *w, const char *path, xlstm_error *err)
 {
     FILE *f = fopen(path, "rb");
+    int code = errno;
     char magic[4] = {0};
-    if (f != NULL) {
-        (void)!fread(magic, 1, sizeof(magic), f);
-        fclose(f);
+    if (f == NULL) {
+        return xl_fail(err, code == ENOMEM ? XLSTM_E_MEMORY : XLSTM_E_IO, "%s: cannot open: %s", path, strerror(code));
     }
+    (void)!fread(magic, 1, sizeof(magic), f);
+    fclose(f);
     if (memcmp(magic, "GGUF", 4) == 0 || ends_with(path, ".gguf")) return xl_gguf_open(w, path, err);
     if (ends_with(path, ".safetensors")) return xl_safetensors_open_file(w, path, err);
     return xl_fail(err, XLSTM_E_UNSUPPORTED,
