@@ -99,15 +99,17 @@ static int add_override(json_t *set, const char *text, xlstm_error *err)
                        "gate_soft_cap, output_logit_soft_cap, norm_eps, eps, chunk_size or bos_token_id", key);
     }
     const char *value = equals + 1;
-    json_t *json = json_loads(value, JSON_DECODE_ANY, NULL);
+    if (!xl_json_utf8(value, strlen(value))) {
+        return xl_fail(err, XLSTM_E_ARGUMENT, "--set %s: the value is not UTF-8 text", key);
+    }
+    json_t *json;
+    int result = xl_json_value(&json, value, strlen(value), err);
+    if (result != XLSTM_OK) return result;
     if (json == NULL || json_is_object(json) || json_is_array(json)) {
         json_decref(json);
         json = json_string(value);
     }
-    if (json == NULL || json_object_set_new(set, key, json) != 0) {
-        return xl_fail(err, XLSTM_E_ARGUMENT, "--set %s: the value is not UTF-8 text", key);
-    }
-    return XLSTM_OK;
+    return xl_json_set(set, key, json, err);
 }
 
 /* Writes where a value comes from: "config.json dtype", "--set dtype". */
@@ -507,8 +509,7 @@ int xl_config_resolve(xl_config *out, const char *json, const char *source_name,
     reader r = {.name = source_name, .base = base_name(source_name), .log = log, .err = err, .set = json_object()};
     int result = r.set != NULL ? XLSTM_OK : xl_fail(err, XLSTM_E_MEMORY, "out of memory while reading settings");
     if (result == XLSTM_OK && json != NULL) {
-        r.file = xl_json_parse(json, strlen(json), source_name, true, err);
-        if (r.file == NULL) result = XLSTM_E_FORMAT;
+        result = xl_json_parse(&r.file, json, strlen(json), source_name, true, err);
     }
     for (size_t i = 0; i < options->n_set && result == XLSTM_OK; i++) {
         result = add_override(r.set, options->set[i], err);

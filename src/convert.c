@@ -327,7 +327,9 @@ static int put_tokenizer(conversion *c, const char *path)
 {
     xlstm_model *m = c->m;
     const char *config, *json = xl_weights_tokenizer(m->weights, &config), *ends = xl_weights_generation_config(m->weights);
-    char *folder = strncmp(path, "preset:", 7) != 0 ? xl_model_folder(path, c->err) : NULL;
+    const bool preset = strncmp(path, "preset:", 7) == 0;
+    char *folder = preset ? NULL : xl_model_folder(path, c->err);
+    if (folder == NULL && !preset) return XLSTM_E_MEMORY;
     int result = XLSTM_OK;
     put_text(&c->g, "xlstm.generation_config", ends);
     if (ends == NULL && folder != NULL) result = put_file(c, "xlstm.generation_config", folder, "generation_config.json");

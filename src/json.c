@@ -6,35 +6,86 @@
 #include <math.h>
 #include <string.h>
 
-json_t *xl_json_parse(const char *text, size_t size, const char *name, bool unique, xlstm_error *err)
+/* Whether memory ran out while parsing. jansson has no text then or, if it ran out for a string, one about the whole token,
+ * up to its closing quote. */
+static bool out_of_memory(const json_error_t *e, const char *text)
+{
+    if (e->text[0] == '\0' || json_error_code(e) == json_error_out_of_memory) return true;
+    bool token = strncmp(e->text, "invalid token", 13) == 0 || strncmp(e->text, "string or '}' expected", 22) == 0;
+    return token && e->position > 0 && text[e->position - 1] == '"';
+}
+
+int xl_json_parse(json_t **out, const char *text, size_t size, const char *name, bool unique, xlstm_error *err)
 {
     json_error_t where;
     const size_t flags = JSON_ALLOW_NUL | (unique ? JSON_REJECT_DUPLICATES : 0u);
+    *out = NULL;
     json_t *root = json_loadb(text, size, flags, &where);
     /* integers of any length are valid: transformers writes 10^30 for "no limit" */
-    if (root == NULL && json_error_code(&where) == json_error_numeric_overflow)
+    if (root == NULL && !out_of_memory(&where, text) && json_error_code(&where) == json_error_numeric_overflow)
         root = json_loadb(text, size, flags | JSON_DECODE_INT_AS_REAL, &where);
+    if (root == NULL && out_of_memory(&where, text)) {
+        return xl_fail(err, XLSTM_E_MEMORY, "%s: out of memory while reading JSON", name);
+    }
     if (root == NULL) {
-        xl_fail(err, XLSTM_E_FORMAT, "%s: line %d, column %d: %s; expected valid JSON", name, where.line, where.column,
-                where.text);
-        return NULL;
+        return xl_fail(err, XLSTM_E_FORMAT, "%s: line %d, column %d: %s; expected valid JSON", name, where.line,
+                       where.column, where.text);
     }
     if (!json_is_object(root)) {
-        xl_fail(err, XLSTM_E_FORMAT, "%s: expected a JSON object, found %s", name, xl_json_type(root));
+        int result = xl_fail(err, XLSTM_E_FORMAT, "%s: expected a JSON object, found %s", name, xl_json_type(root));
         json_decref(root);
-        return NULL;
+        return result;
     }
-    return root;
+    *out = root;
+    return XLSTM_OK;
 }
 
-json_t *xl_json_read(const char *path, size_t limit, bool unique, xlstm_error *err)
+int xl_json_read(json_t **out, const char *path, size_t limit, bool unique, xlstm_error *err)
 {
     char *text;
     size_t size = 0;
-    if (xl_read_file(&text, &size, path, limit, err) != XLSTM_OK) return NULL;
-    json_t *root = xl_json_parse(text, size, path, unique, err);
+    *out = NULL;
+    int result = xl_read_file(&text, &size, path, limit, err);
+    if (result != XLSTM_OK) return result;
+    result = xl_json_parse(out, text, size, path, unique, err);
     xl_release(text);
-    return root;
+    return result;
+}
+
+int xl_json_value(json_t **out, const char *text, size_t size, xlstm_error *err)
+{
+    json_error_t where;
+    *out = json_loadb(text, size, JSON_DECODE_ANY, &where);
+    if (*out != NULL || !out_of_memory(&where, text)) return XLSTM_OK;
+    return xl_fail(err, XLSTM_E_MEMORY, "out of memory while reading JSON");
+}
+
+bool xl_json_utf8(const char *text, size_t size)
+{
+    json_error_t why;
+    json_t *string = json_pack_ex(&why, 0, "s%", text, size);
+    bool wrong = string == NULL && why.text[0] != '\0' && json_error_code(&why) == json_error_invalid_utf8;
+    json_decref(string);
+    return !wrong;
+}
+
+int xl_json_set(json_t *object, const char *key, json_t *value, xlstm_error *err)
+{
+    if (json_object_set_new(object, key, value) == 0) return XLSTM_OK;
+    return xl_fail(err, XLSTM_E_MEMORY, "out of memory while keeping \"%s\"", key);
+}
+
+static int add_text(const char *bytes, size_t n, void *text)
+{
+    xl_text_add(text, bytes, n);
+    return 0;
+}
+
+char *xl_json_dump(const json_t *value, size_t flags, xlstm_error *err)
+{
+    xl_text text = {0};
+    if (json_dump_callback(value, add_text, &text, flags) != 0) text.failed = true;
+    return xl_text_end(&text, NULL, err);
 }
 
 const char *xl_json_type(const json_t *value)

@@ -63,35 +63,51 @@ static void consider_end_id(xlstm_model *m, const xlstm_model_options *o, int64_
     add_stop_id(&m->info, id);
 }
 
-/* Inside the weights' file, else beside it. */
-static void consider_generation_config(xlstm_model *m, const xlstm_model_options *o, const char *folder,
-                                       const xl_log *log)
+/* What comes of a failure with a file that a model can do without: only a warning if the file is damaged or not understood. If
+ * memory or the disk failed, it may be good. */
+static int forgive(int result, const xlstm_error *why, const char *consequence, const xl_log *log, xlstm_error *err)
 {
-    const char *inside = xl_weights_generation_config(m->weights);
-    char *path = inside == NULL && folder != NULL ? xl_join(folder, "generation_config.json", NULL) : NULL;
-    if (inside == NULL && (path == NULL || !xl_is_file(path))) {
-        xl_release(path);
-        return;
+    if (result == XLSTM_E_FORMAT || result == XLSTM_E_UNSUPPORTED) {
+        xl_logf(log, XLSTM_LOG_WARNING, "%s; %s", why->message, consequence);
+        return XLSTM_OK;
     }
-    xlstm_error err;
-    json_t *root = inside != NULL ? xl_json_parse(inside, strlen(inside), "generation_config.json", false, &err)
-                                  : xl_json_read(path, CONFIG_LIMIT, false, &err);
-    if (root == NULL) {
-        xl_logf(log, XLSTM_LOG_WARNING, "%s; the file is ignored", err.message);
-    } else {
-        json_t *eos = json_object_get(root, "eos_token_id"), *item;
-        size_t i;
-        if (json_is_integer(eos)) consider_end_id(m, o, json_integer_value(eos), "generation_config.json", log);
-        json_array_foreach(eos, i, item)
-        {
-            if (json_is_integer(item)) consider_end_id(m, o, json_integer_value(item), "generation_config.json", log);
-        }
-    }
-    json_decref(root);
-    xl_release(path);
+    if (result != XLSTM_OK && err != NULL) *err = *why;
+    return result;
 }
 
-static void resolve_vocabulary(xlstm_model *m, const xlstm_model_options *o, const char *folder, const xl_log *log)
+/* Inside the weights' file, else beside it; *root NULL if there is none. */
+static int read_generation_config(json_t **root, const xlstm_model *m, const char *folder, xlstm_error *err)
+{
+    const char *inside = xl_weights_generation_config(m->weights);
+    *root = NULL;
+    if (inside != NULL) return xl_json_parse(root, inside, strlen(inside), "generation_config.json", false, err);
+    if (folder == NULL) return XLSTM_OK;
+    char *path = xl_join(folder, "generation_config.json", err);
+    if (path == NULL) return XLSTM_E_MEMORY;
+    int result = xl_is_file(path) ? xl_json_read(root, path, CONFIG_LIMIT, false, err) : XLSTM_OK;
+    xl_release(path);
+    return result;
+}
+
+static int consider_generation_config(xlstm_model *m, const xlstm_model_options *o, const char *folder,
+                                      const xl_log *log, xlstm_error *err)
+{
+    xlstm_error why;
+    json_t *root;
+    int result = read_generation_config(&root, m, folder, &why);
+    json_t *eos = json_object_get(root, "eos_token_id"), *item;
+    size_t i;
+    if (json_is_integer(eos)) consider_end_id(m, o, json_integer_value(eos), "generation_config.json", log);
+    json_array_foreach(eos, i, item)
+    {
+        if (json_is_integer(item)) consider_end_id(m, o, json_integer_value(item), "generation_config.json", log);
+    }
+    json_decref(root);
+    return forgive(result, &why, "the file is ignored", log, err);
+}
+
+static int resolve_vocabulary(xlstm_model *m, const xlstm_model_options *o, const char *folder, const xl_log *log,
+                              xlstm_error *err)
 {
     xlstm_model_info *info = &m->info;
     const xl_config *c = &m->config;
@@ -127,27 +143,25 @@ static void resolve_vocabulary(xlstm_model *m, const xlstm_model_options *o, con
 
     if (t != NULL) add_stop_id(info, xlstm_tokenizer_end_of_text(t));
     consider_end_id(m, o, c->eos_id, "config.json", log);
-    consider_generation_config(m, o, folder, log);
+    return consider_generation_config(m, o, folder, log, err);
 }
 
 /* A model without a usable tokenizer still runs on token ids. */
-static void open_tokenizer(xlstm_model *m, const char *folder, const xl_log *log)
+static int open_tokenizer(xlstm_model *m, const char *folder, const xl_log *log, xlstm_error *err)
 {
-    xlstm_error err = {0};
+    xlstm_error why;
     int result = XLSTM_OK;
     const char *config = NULL, *embedded = xl_weights_tokenizer(m->weights, &config);
-    char *path = folder != NULL ? xl_join(folder, "tokenizer.json", NULL) : NULL;
     if (embedded != NULL) {
         result = xlstm_tokenizer_open_memory(&m->tokenizer, embedded, strlen(embedded), config,
-                                             config != NULL ? strlen(config) : 0, &err);
-    } else if (path != NULL && xl_is_file(path)) {
-        result = xlstm_tokenizer_open(&m->tokenizer, folder, &err);
+                                             config != NULL ? strlen(config) : 0, &why);
+    } else if (folder != NULL) {
+        char *path = xl_join(folder, "tokenizer.json", err);
+        if (path == NULL) return XLSTM_E_MEMORY;
+        if (xl_is_file(path)) result = xlstm_tokenizer_open(&m->tokenizer, folder, &why);
+        xl_release(path);
     }
-    if (result != XLSTM_OK) {
-        m->tokenizer = NULL;
-        xl_logf(log, XLSTM_LOG_WARNING, "%s; the model can be used with token ids only", err.message);
-    }
-    xl_release(path);
+    return forgive(result, &why, "the model can be used with token ids only", log, err);
 }
 
 /* ---- weights ---------------------------------------------------------------------------------------------------- */
@@ -518,8 +532,8 @@ int xlstm_model_open(xlstm_model **out, const char *path, const xlstm_model_opti
     if (m->config.tied) m->wiring.head = m->wiring.embedding;
     collect_facts(m, path);
     compare_embedding_dtype(m, &log);
-    open_tokenizer(m, folder, &log);
-    resolve_vocabulary(m, o, folder, &log);
+    if ((result = open_tokenizer(m, folder, &log, err)) != XLSTM_OK) goto fail;
+    if ((result = resolve_vocabulary(m, o, folder, &log, err)) != XLSTM_OK) goto fail;
     if (o->headers_only) {
         const xl_dims *d = &m->config.dims;
         xl_state_layout layout;

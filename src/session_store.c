@@ -180,7 +180,9 @@ static int check_version(xlstm_store *s, xlstm_error *err)
 static int make_folder(const char *path, xlstm_error *err)
 {
     if (mkdir(path, 0700) == 0 || errno == EEXIST) return XLSTM_OK;
-    return xl_fail(err, XLSTM_E_IO, "%s: cannot make the folder: %s", path, strerror(errno));
+    int code = errno;
+    return xl_fail(err, code == ENOMEM ? XLSTM_E_MEMORY : XLSTM_E_IO, "%s: cannot make the folder: %s", path,
+                   strerror(code));
 }
 
 int xlstm_store_open(xlstm_store **out, const char *folder, xlstm_error *err)
@@ -234,24 +236,24 @@ static bool good_blob(const char *blob)
 }
 
 /* FOLDER/states/ab/ab12....xlstate; the middle folder is made if `make`. */
-static char *blob_path(const xlstm_store *s, const char *blob, bool make, xlstm_error *err)
+static int blob_path(char **out, const xlstm_store *s, const char *blob, bool make, xlstm_error *err)
 {
+    *out = NULL;
     if (!good_blob(blob)) {
-        xl_fail(err, XLSTM_E_FORMAT, "%s: a session has no proper state file name", s->index);
-        return NULL;
+        return xl_fail(err, XLSTM_E_FORMAT, "%s: a session has no proper state file name", s->index);
     }
-    char *path = xl_printf(err, "%s/states/%.2s", s->folder, blob), *whole = NULL;
-    if (path != NULL && (!make || make_folder(path, err) == XLSTM_OK)) {
-        whole = xl_printf(err, "%s/%s.xlstate", path, blob);
-    }
+    char *path = xl_printf(err, "%s/states/%.2s", s->folder, blob);
+    if (path == NULL) return XLSTM_E_MEMORY;
+    int result = make ? make_folder(path, err) : XLSTM_OK;
+    if (result == XLSTM_OK && (*out = xl_printf(err, "%s/%s.xlstate", path, blob)) == NULL) result = XLSTM_E_MEMORY;
     xl_release(path);
-    return whole;
+    return result;
 }
 
 static void remove_blob(const xlstm_store *s, const char *blob)
 {
-    char *path = blob_path(s, blob, false, NULL);
-    if (path != NULL) (void)unlink(path);
+    char *path;
+    if (blob_path(&path, s, blob, false, NULL) == XLSTM_OK) (void)unlink(path);
     xl_release(path);
 }
 
@@ -260,9 +262,9 @@ static int write_blob(const xlstm_store *s, char blob[BLOB_DIGITS + 1], const xl
     uint64_t name;
     sqlite3_randomness(sizeof(name), &name);
     snprintf(blob, BLOB_DIGITS + 1, "%016" PRIx64, name);
-    char *path = blob_path(s, blob, true, err);
-    if (path == NULL) return err != NULL ? err->code : XLSTM_E_MEMORY;
-    int result = xlstm_state_save(state, path, NULL, err);
+    char *path;
+    int result = blob_path(&path, s, blob, true, err);
+    if (result == XLSTM_OK) result = xlstm_state_save(state, path, NULL, err);
     xl_release(path);
     return result;
 }
@@ -536,9 +538,10 @@ static int look_up(xlstm_store *s, uint64_t id, char **path, int64_t *used, xlst
     int step = sqlite3_step(s->lookup), result = XLSTM_OK;
     *path = NULL;
     if (step == SQLITE_ROW) {
-        *path = blob_path(s, (const char *)sqlite3_column_text(s->lookup, 0), false, err);
+        const char *blob = (const char *)sqlite3_column_text(s->lookup, 0);
+        bool lost = blob == NULL && sqlite3_errcode(s->reader) == SQLITE_NOMEM;
+        result = lost ? db_fail(s, s->reader, err) : blob_path(path, s, blob, false, err);
         *used = sqlite3_column_int64(s->lookup, 1);
-        if (*path == NULL) result = XLSTM_E_FORMAT;
     } else {
         result = step == SQLITE_DONE ? no_session(err, s, id) : db_fail(s, s->reader, err);
     }

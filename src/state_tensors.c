@@ -182,14 +182,15 @@ static int read_safetensors(tensor **out, size_t *n, const xl_map *map, const ch
         return xl_fail(err, XLSTM_E_FORMAT, "%s: truncated, or not a safetensors file", file);
     }
     const char *text = (const char *)map->bytes + sizeof(header);
-    json_t *root = xl_json_parse(text, header, file, true, err);
-    if (root == NULL) return XLSTM_E_FORMAT;
-    int result = XLSTM_E_MEMORY;
+    json_t *root;
+    int result = xl_json_parse(&root, text, header, file, true, err);
+    if (result != XLSTM_OK) return result;
     *out = xl_calloc(json_object_size(root) + 1, sizeof(tensor), err);
-    if (*out != NULL) {
+    if (*out == NULL) {
+        result = XLSTM_E_MEMORY;
+    } else {
         const char *key;
         json_t *value;
-        result = XLSTM_OK;
         json_object_foreach(root, key, value) {
             tensor *t = &(*out)[*n];
             if (result != XLSTM_OK || strcmp(key, "__metadata__") == 0 || !copy_name(t, key, strlen(key))) continue;

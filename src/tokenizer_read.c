@@ -754,9 +754,10 @@ static int32_t usual_end(const xlstm_tokenizer *t)
 
 int xl_tokenizer_read(xlstm_tokenizer *t, const char *json, size_t size, const char *name, xlstm_error *err)
 {
-    json_t *root = xl_json_parse(json, size, name, true, err);
-    if (root == NULL) return XLSTM_E_FORMAT;
-    int status = read_root(t, root, name, err);
+    json_t *root;
+    int status = xl_json_parse(&root, json, size, name, true, err);
+    if (status != XLSTM_OK) return status;
+    status = read_root(t, root, name, err);
     json_decref(root);
     if (status != XLSTM_OK) return status;
     t->end_of_text = usual_end(t);
@@ -797,10 +798,11 @@ static int read_chat_template(xlstm_tokenizer *t, const json_t *value, const cha
 
 int xl_tokenizer_read_config(xlstm_tokenizer *t, const char *json, size_t size, const char *name, xlstm_error *err)
 {
-    json_t *root = xl_json_parse(json, size, name, false, err);
-    if (root == NULL) return XLSTM_E_FORMAT;
+    json_t *root;
+    int status = xl_json_parse(&root, json, size, name, false, err);
+    if (status != XLSTM_OK) return status;
     int32_t end = -1;
-    int status = read_named_token(&t->bos, t, root, "bos_token", name, err);
+    status = read_named_token(&t->bos, t, root, "bos_token", name, err);
     if (status == XLSTM_OK) status = read_named_token(&end, t, root, "eos_token", name, err);
     if (status == XLSTM_OK) status = read_chat_template(t, json_object_get(root, "chat_template"), name, err);
     const json_t *adds = json_object_get(root, "add_bos_token");

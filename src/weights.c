@@ -130,8 +130,11 @@ static bool ends_with(const char *s, const char *end)
 static int open_file(xl_weights *w, const char *path, xlstm_error *err)
 {
     FILE *f = fopen(path, "rb");
+    int code = errno;
     char magic[4] = {0};
-    if (f == NULL) return xl_fail(err, XLSTM_E_IO, "%s: cannot open: %s", path, strerror(errno));
+    if (f == NULL) {
+        return xl_fail(err, code == ENOMEM ? XLSTM_E_MEMORY : XLSTM_E_IO, "%s: cannot open: %s", path, strerror(code));
+    }
     (void)!fread(magic, 1, sizeof(magic), f);
     fclose(f);
     if (memcmp(magic, "GGUF", 4) == 0 || ends_with(path, ".gguf")) return xl_gguf_open(w, path, err);
@@ -154,7 +157,10 @@ int xl_weights_open(xl_weights **out, const char *path, const xl_log *log, xlstm
     } else if (xl_is_file(path)) {
         result = open_file(w, path, err);
     } else {
-        result = xl_fail(err, XLSTM_E_IO, "%s: %s", path, access(path, F_OK) != 0 ? strerror(errno) : "expected a regular file or a folder");
+        result = xl_fail(err, XLSTM_E_IO, "%s: %s", path,
+                         access(path, F_OK) == 0   ? "expected a regular file or a folder"
+                         : errno == ENOENT         ? "no such file or folder"
+                                                   : strerror(errno));
     }
     if (result == XLSTM_OK) result = finish(w, err);
     if (result != XLSTM_OK) {

@@ -362,17 +362,19 @@ static const struct {
     {"tokenizer.ggml.padding_token_id", "pad_token_id", INTEGER, false},
 };
 
-/* The JSON of one value; NULL with the error set. */
-static json_t *setting_value(const header *h, const char *key, setting_kind kind, const entry *e)
+/* The JSON of one value; NULL without failure when memory has run out. */
+static int setting_value(json_t **out, const header *h, const char *key, setting_kind kind, const entry *e)
 {
-    json_t *value = NULL;
+    *out = NULL;
+    int result;
     int64_t integer = 0;
     double number = 0;
     float single;
     switch (kind) {
     case INTEGER:
-        if (get_int(&integer, h, key) != XLSTM_OK) return NULL;
-        return json_integer(integer);
+        result = get_int(&integer, h, key);
+        if (result == XLSTM_OK) *out = json_integer(integer);
+        return result;
     case NUMBER:
     case CAP:
         if (e->type == V_F32) {
@@ -383,65 +385,75 @@ static json_t *setting_value(const header *h, const char *key, setting_kind kind
         } else {
             break;
         }
-        if (number >= 0 && number < 1e30) return kind == CAP && number == 0 ? json_null() : json_real(number);
-        break;
+        if (!(number >= 0 && number < 1e30)) break;
+        *out = kind == CAP && number == 0 ? json_null() : json_real(number);
+        return XLSTM_OK;
     case SWITCH:
-        if (e->type == V_BOOL) value = json_boolean(*e->value == 1);
-        break;
+        if (e->type != V_BOOL) break;
+        *out = json_boolean(*e->value == 1);
+        return XLSTM_OK;
     case TEXT:
-        if (e->type == V_STRING) value = json_stringn(e->text.text, e->text.size);
-        break;
+        if (e->type != V_STRING || !xl_json_utf8(e->text.text, e->text.size)) break;
+        *out = json_stringn(e->text.text, e->text.size);
+        return XLSTM_OK;
     }
     static const char *const expected[] = {"an integer", "a number from 0", "a number from 0", "a boolean",
                                            "a UTF-8 string"};
-    if (value == NULL) wrong_type(h, key, expected[kind]);
-    return value;
+    return wrong_type(h, key, expected[kind]);
 }
 
 static int make_config(xl_weights *w, const header *h)
 {
-    int result = XLSTM_OK;
-    json_t *root = json_pack("{s:s}", "model_type", "xlstm");
+    json_t *root = json_object(), *value;
+    int result = xl_json_set(root, "model_type", json_string("xlstm"), h->err);
     for (size_t i = 0; i < XL_COUNT(settings) && result == XLSTM_OK; i++) {
         const entry *e = find(h, settings[i].key);
         if (e == NULL && settings[i].required) {
             result = xl_fail(h->err, XLSTM_E_FORMAT, "%s: key '%s' is missing", h->path, settings[i].key);
         } else if (e != NULL) {
-            json_t *value = setting_value(h, settings[i].key, settings[i].kind, e);
-            if (value == NULL || json_object_set_new(root, settings[i].name, value) != 0) result = XLSTM_E_FORMAT;
+            result = setting_value(&value, h, settings[i].key, settings[i].kind, e);
+            if (result == XLSTM_OK) result = xl_json_set(root, settings[i].name, value, h->err);
         }
     }
     if (result == XLSTM_OK) {
-        w->config = json_dumps(root, JSON_INDENT(2));
-        if (w->config == NULL) result = xl_fail(h->err, XLSTM_E_MEMORY, "%s: out of memory", h->path);
+        w->config = xl_json_dump(root, JSON_INDENT(2), h->err);
+        if (w->config == NULL) result = XLSTM_E_MEMORY;
     }
     json_decref(root);
     return result;
 }
 
-/* tokenizer_config.json as embedded, with the chat template of its own key in it. */
+/* Puts the chat template of its own key into the text of a tokenizer_config.json. */
+static int add_template(char **config, const header *h, const char *template)
+{
+    const char *text = *config != NULL ? *config : "{}";
+    json_t *root;
+    int result = xl_json_parse(&root, text, strlen(text), "xlstm.tokenizer_config", true, NULL);
+    if (result == XLSTM_E_FORMAT) return XLSTM_OK; /* what is wrong with it, the tokenizer says */
+    if (root == NULL) return xl_fail(h->err, XLSTM_E_MEMORY, "%s: out of memory while reading the tokenizer", h->path);
+    if (!xl_json_utf8(template, strlen(template))) {
+        result = wrong_type(h, "tokenizer.chat_template", "a UTF-8 string");
+    } else {
+        result = xl_json_set(root, "chat_template", json_string(template), h->err);
+    }
+    char *whole = result == XLSTM_OK ? xl_json_dump(root, 0, h->err) : NULL;
+    if (whole != NULL) {
+        xl_release(*config);
+        *config = whole;
+    } else if (result == XLSTM_OK) {
+        result = XLSTM_E_MEMORY;
+    }
+    json_decref(root);
+    return result;
+}
+
 static int make_tokenizer(xl_weights *w, const header *h)
 {
-    char *config = NULL, *template = NULL;
-    json_t *root = NULL;
+    char *template = NULL;
     int result = get_text(&w->tokenizer, h, "tokenizer.huggingface.json");
-    if (result == XLSTM_OK) result = get_text(&config, h, "xlstm.tokenizer_config");
+    if (result == XLSTM_OK) result = get_text(&w->tokenizer_config, h, "xlstm.tokenizer_config");
     if (result == XLSTM_OK) result = get_text(&template, h, "tokenizer.chat_template");
-    if (result != XLSTM_OK) goto done;
-    root = config != NULL ? xl_json_parse(config, strlen(config), "xlstm.tokenizer_config", true, NULL) : json_object();
-    if (template != NULL && root != NULL) {
-        if (json_object_set_new(root, "chat_template", json_string(template)) != 0) {
-            result = wrong_type(h, "tokenizer.chat_template", "a UTF-8 string");
-            goto done;
-        }
-        w->tokenizer_config = json_dumps(root, 0);
-    } else { /* what is wrong with it, the tokenizer says */
-        w->tokenizer_config = config;
-        config = NULL;
-    }
-done:
-    json_decref(root);
-    xl_release(config);
+    if (result == XLSTM_OK && template != NULL) result = add_template(&w->tokenizer_config, h, template);
     xl_release(template);
     return result;
 }

@@ -139,8 +139,9 @@ static int read_file(xl_weights *w, const char *path, xlstm_error *err)
     if (map->bytes[8] != '{') {
         return xl_fail(err, XLSTM_E_FORMAT, "%s: the header does not begin with '{': not a safetensors file", path);
     }
-    json_t *root = xl_json_parse((const char *)map->bytes + 8, (size_t)header, path, true, err);
-    if (root == NULL) return XLSTM_E_FORMAT;
+    json_t *root;
+    result = xl_json_parse(&root, (const char *)map->bytes + 8, (size_t)header, path, true, err);
+    if (result != XLSTM_OK) return result;
     if (json_object_size(root) > XL_MAX_TENSORS - w->count) {
         result = xl_fail(err, XLSTM_E_UNSUPPORTED, "%s: more than %d tensors", path, XL_MAX_TENSORS);
     }
@@ -227,9 +228,9 @@ static int name_missing(const xl_weights *w, const char *index_path, json_t *map
 
 static int read_indexed(xl_weights *w, const char *folder, const char *index_path, xlstm_error *err)
 {
-    json_t *root = xl_json_read(index_path, MAX_INDEX, true, err);
-    if (root == NULL) return XLSTM_E_FORMAT;
-    int result = XLSTM_OK;
+    json_t *root;
+    int result = xl_json_read(&root, index_path, MAX_INDEX, true, err);
+    if (result != XLSTM_OK) return result;
     json_t *map = json_object_get(root, "weight_map"), *value;
     const char *name, **shards = NULL;
     size_t n = 0;
@@ -276,23 +277,29 @@ static char *trim(char *s)
     return s;
 }
 
-/* A plain or quoted YAML scalar as JSON; NULL if it is anything more. */
-static json_t *yaml_scalar(char *s)
+/* Puts a plain or quoted YAML scalar into an object; *more if it is anything more. */
+static int put_scalar(bool *more, json_t *root, const char *key, const char *s, xlstm_error *err)
 {
     size_t n = strlen(s);
+    *more = false;
     if (n >= 2 && (*s == '"' || *s == '\'')) {
-        if (s[n - 1] != *s || memchr(s + 1, *s, n - 2) != NULL || strchr(s, '\\') != NULL) return NULL;
-        return json_stringn(s + 1, n - 2);
+        *more = s[n - 1] != *s || memchr(s + 1, *s, n - 2) != NULL || strchr(s, '\\') != NULL;
+        return *more ? XLSTM_OK : xl_json_set(root, key, json_stringn(s + 1, n - 2), err);
     }
-    if (n == 0 || strcmp(s, "~") == 0 || strcasecmp(s, "null") == 0) return json_null();
-    if (strcasecmp(s, "true") == 0) return json_true();
-    if (strcasecmp(s, "false") == 0) return json_false();
-    if (strcmp(s, "[]") == 0) return json_array();
-    if (strchr("[]{}&*!|>%@`\"',#?", *s) != NULL || (*s == '-' && (n == 1 || s[1] == ' '))) return NULL;
-    json_t *number = json_loadb(s, n, JSON_DECODE_ANY, NULL);
-    if (json_is_number(number)) return number;
-    json_decref(number);
-    return json_stringn(s, n);
+    if (n == 0 || strcmp(s, "~") == 0 || strcasecmp(s, "null") == 0) return xl_json_set(root, key, json_null(), err);
+    if (strcasecmp(s, "true") == 0) return xl_json_set(root, key, json_true(), err);
+    if (strcasecmp(s, "false") == 0) return xl_json_set(root, key, json_false(), err);
+    if (strcmp(s, "[]") == 0) return xl_json_set(root, key, json_array(), err);
+    *more = strchr("[]{}&*!|>%@`\"',#?", *s) != NULL || (*s == '-' && (n == 1 || s[1] == ' '));
+    if (*more) return XLSTM_OK;
+    json_t *value;
+    int result = xl_json_value(&value, s, n, err);
+    if (result != XLSTM_OK) return result;
+    if (!json_is_number(value)) {
+        json_decref(value);
+        value = json_stringn(s, n);
+    }
+    return xl_json_set(root, key, value, err);
 }
 
 /* The subset that a dumped dataclass needs: "key: scalar" lines, optionally all under one "model:" line, comments and a
@@ -304,10 +311,10 @@ static int read_yaml(char **json, const char *path, xlstm_error *err)
     int result = xl_read_file(&text, &size, path, MAX_YAML, err);
     if (result != XLSTM_OK) return result;
     json_t *root = json_object();
-    const char *problem = root == NULL ? "out of memory" : strlen(text) != size ? "a NUL character" : NULL;
+    const char *problem = strlen(text) != size ? "a NUL character" : NULL;
     bool nested = false; /* below "model:" */
     int number = 0;
-    for (char *line = text, *next; problem == NULL && line != NULL; line = next) {
+    for (char *line = text, *next; result == XLSTM_OK && problem == NULL && line != NULL; line = next) {
         number++;
         next = strchr(line, '\n');
         if (next != NULL) *next++ = '\0';
@@ -333,22 +340,21 @@ static int read_yaml(char **json, const char *path, xlstm_error *err)
             problem = "a nested block, expected plain 'key: value' lines or one 'model:' block";
             break;
         }
-        json_t *scalar = yaml_scalar(value);
-        if (scalar == NULL || strpbrk(key, "\"'{}[]&*!-") == key) {
-            json_decref(scalar);
-            problem = "expected 'key: value' with a number, true, false, null or a plain string";
-        } else if (json_object_get(root, key) != NULL) {
-            json_decref(scalar);
+        bool more = strpbrk(key, "\"'{}[]&*!-") == key;
+        if (json_object_get(root, key) != NULL) {
             problem = "the key occurs twice";
-        } else if (json_object_set_new(root, key, scalar) != 0) {
+        } else if (!xl_json_utf8(key, strlen(key)) || !xl_json_utf8(value, strlen(value))) {
             problem = "expected UTF-8 text";
+        } else if (!more) {
+            result = put_scalar(&more, root, key, value, err);
         }
-    }
-    if (problem == NULL) {
-        *json = json_dumps(root, JSON_INDENT(2));
-        if (*json == NULL) problem = "out of memory";
+        if (more) problem = "expected 'key: value' with a number, true, false, null or a plain string";
     }
     if (problem != NULL) result = xl_fail(err, XLSTM_E_FORMAT, "%s: line %d: %s", path, number, problem);
+    if (result == XLSTM_OK) {
+        *json = xl_json_dump(root, JSON_INDENT(2), err);
+        if (*json == NULL) result = XLSTM_E_MEMORY;
+    }
     json_decref(root);
     xl_release(text);
     return result;
@@ -377,7 +383,10 @@ static int list_folder(folder_files *found, const char *folder, xlstm_error *err
 {
     *found = (folder_files){0};
     DIR *dir = opendir(folder);
-    if (dir == NULL) return xl_fail(err, XLSTM_E_IO, "%s: cannot list: %s", folder, strerror(errno));
+    int code = errno;
+    if (dir == NULL) {
+        return xl_fail(err, code == ENOMEM ? XLSTM_E_MEMORY : XLSTM_E_IO, "%s: cannot list: %s", folder, strerror(code));
+    }
     for (const struct dirent *e; (e = readdir(dir)) != NULL;) {
         const char *name = e->d_name, *dot = strrchr(name, '.');
         int number = shard_number(name);

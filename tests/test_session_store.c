@@ -363,6 +363,22 @@ static void test_hostile_index(void **unused)
     fx_remove_tree(folder);
 }
 
+/* A state file that cannot be made is a failure to write, asked for its message or not. */
+static void test_no_room_for_states(void **unused)
+{
+    (void)unused;
+    char *folder = mk_folder(), *path = xl_join(folder, "states", NULL);
+    xlstm_store *s = open_store(folder);
+    MK_CHECK(rmdir(path) == 0);
+    mk_put_text(folder, "states", "");
+    uint64_t id;
+    REFUSED(xlstm_store_create(&id, s, states[0], NULL, &err), XLSTM_E_IO, "cannot make the folder");
+    assert_int_equal(xlstm_store_create(&id, s, states[0], NULL, NULL), XLSTM_E_IO);
+    xlstm_store_close(s);
+    free(path);
+    fx_remove_tree(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -371,6 +387,7 @@ int main(void)
         cmocka_unit_test(test_readers_beside_a_writer),
         cmocka_unit_test(test_killed_writer),
         cmocka_unit_test(test_hostile_index),
+        cmocka_unit_test(test_no_room_for_states),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -5,6 +5,7 @@
 #include "state_fixture.h"
 
 #include <fcntl.h>
+#include <jansson.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -728,6 +729,32 @@ static void test_export(void **unused)
 
 /* ---- history ---------------------------------------------------------------------------------------------------- */
 
+static size_t allowed; /* allocations of jansson until memory runs out */
+
+static void *json_alloc(size_t n) { return allowed > 0 ? (allowed--, malloc(n)) : NULL; }
+
+static void test_import_without_memory(void **unused)
+{
+    (void)unused;
+    char *file = xl_join(folder, "s.safetensors", NULL);
+    xlstm_state *state = state_of(8), *back = NULL;
+    OK(xlstm_state_export(state, file, &err));
+    json_set_alloc_funcs(json_alloc, free);
+    int result = XLSTM_E_MEMORY;
+    for (size_t n = 0; result != XLSTM_OK; n++) {
+        allowed = n;
+        result = xlstm_state_import(&back, file, NULL);
+        if (result == XLSTM_OK) break;
+        assert_int_equal(result, XLSTM_E_MEMORY);
+        allowed = n;
+        REFUSED(xlstm_state_import(&back, file, &err), XLSTM_E_MEMORY, "out of memory");
+    }
+    json_set_alloc_funcs(malloc, free);
+    xlstm_state_free(state);
+    xlstm_state_free(back);
+    xl_release(file);
+}
+
 static void test_history(void **unused)
 {
     (void)unused;
@@ -789,6 +816,7 @@ int main(void)
         cmocka_unit_test(test_weighted_sums),
         cmocka_unit_test(test_heads),
         cmocka_unit_test(test_export),
+        cmocka_unit_test(test_import_without_memory),
         cmocka_unit_test(test_history),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

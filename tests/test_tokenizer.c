@@ -108,8 +108,8 @@ static size_t check_golden(const xlstm_tokenizer *t, const char *path)
     size_t capacity = 0, lines = 0;
     ssize_t n;
     for (; (n = getline(&text, &capacity, f)) > 0; lines++) {
-        json_t *line = xl_json_parse(text, (size_t)n, path, true, &err);
-        if (line == NULL) fail_msg("%s", err.message);
+        json_t *line;
+        if (xl_json_parse(&line, text, (size_t)n, path, true, &err) != XLSTM_OK) fail_msg("%s", err.message);
         const json_t *input = json_object_get(line, "text"), *ids = json_object_get(line, "ids");
         const json_t *special = json_object_get(line, "special");
         assert_ids(t, path, input, ids, 0);

@@ -26,6 +26,7 @@ static int teardown(void **state)
 {
     (void)state;
     mk_remove_folder(folder);
+    json_set_alloc_funcs(malloc, free);
     return 0;
 }
 
@@ -668,6 +669,119 @@ static void test_damaged_gguf(void **state)
     damage("model.gguf", "gguf");
 }
 
+/* ---- memory of jansson ------------------------------------------------------------------------------------------ */
+
+static size_t allowed; /* allocations until memory runs out */
+enum { APART = 8 };    /* so that free() knows nothing of these pointers */
+
+static void *json_alloc(size_t n)
+{
+    if (allowed == 0) return NULL;
+    allowed--;
+    char *p = malloc(n + APART);
+    MK_CHECK(p != NULL);
+    return p + APART;
+}
+
+static void json_release(void *p)
+{
+    if (p != NULL) free((char *)p - APART);
+}
+
+/* Opens with memory that ends ever later, until that succeeds. It does not come back, for then jansson can lose a byte of a
+ * string; and no number is longer than the strings before it, for jansson aborts if memory ends inside one. */
+static void open_by_and_by(const char *path)
+{
+    static const char *const set[] = {"chunk_size=32", "mode=inference"};
+    const xlstm_model_options options = {.headers_only = true, .set = set, .n_set = 2};
+    json_set_alloc_funcs(json_alloc, json_release);
+    for (int with = 0; with < 2; with++) {
+        xlstm_model *m = NULL;
+        size_t n = 0;
+        for (int result = XLSTM_E_MEMORY; result != XLSTM_OK; n++) {
+            memset(&err, 0, sizeof(err));
+            allowed = n;
+            result = xlstm_model_open(&m, path, &options, with ? &err : NULL);
+            if (result == XLSTM_OK) break;
+            assert_null(m);
+            assert_int_equal(result, XLSTM_E_MEMORY);
+            if (with && (err.code != XLSTM_E_MEMORY || strstr(err.message, "out of memory") == NULL)) {
+                fail_msg("after %zu allocations: %d, \"%s\"", n, err.code, err.message);
+            }
+        }
+        assert_true(n > 100);
+        if (xlstm_model_warning(m, 0) != NULL) fail_msg("%s", xlstm_model_warning(m, 0));
+        const xlstm_model_info *info = xlstm_model_get_info(m);
+        assert_int_equal(info->chunk_size, 32);
+        assert_int_equal(info->bos_id, 3);
+        assert_int_equal(info->n_stop_ids, 1);
+        assert_non_null(xlstm_model_tokenizer(m));
+        assert_string_equal(xlstm_tokenizer_chat_template(xlstm_model_tokenizer(m)), "{{ messages }}");
+        xlstm_model_free(m);
+    }
+    json_set_alloc_funcs(malloc, free);
+}
+
+static void test_json_memory(void **state)
+{
+    (void)state;
+    static const char tokenizer[] = "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, "
+                                    "\"merges\": [\"a b\"]}, \"added_tokens\": [{\"id\": 3, \"content\": \"<s>\", "
+                                    "\"special\": true}]}";
+    static const char config[] = "{\"bos_token\": \"<s>\", \"model_max_length\": 10000000000000000000}";
+    static const char generation[] = "{\"eos_token_id\": [3]}", template[] = "{{ messages }}";
+    mk_model m = {.scheme = "gguf", .dim = 8, .heads = 2, .ffn = 8, .vocab = 8, .blocks = 1, .shards = 2};
+    mk_list list = mk_build(&m);
+    xl_text keys = {0};
+    uint64_t n = mk_gguf_keys(&keys, &m);
+    const float long_number = 1e-6f, short_number = 0x1p-10f;
+    for (char *at = keys.data; (at = memmem(at, (size_t)(keys.data + keys.size - at), &long_number, 4)) != NULL;) {
+        memcpy(at, &short_number, 4);
+    }
+    mk_key_string(&keys, "tokenizer.huggingface.json", tokenizer);
+    mk_key_string(&keys, "xlstm.tokenizer_config", config);
+    mk_key_string(&keys, "tokenizer.chat_template", template);
+    mk_key_string(&keys, "xlstm.generation_config", generation);
+    mk_key_string(&keys, "xlstm.torch_dtype", "float32");
+    mk_put_gguf(folder, "model.gguf", &keys, n + 5, list.t, list.n);
+    open_by_and_by(in_folder("model.gguf"));
+    remove_file("model.gguf");
+    free(keys.data);
+    mk_free(&list);
+
+    mk_put_text(folder, "tokenizer.json", tokenizer);
+    mk_put_text(folder, "tokenizer_config.json", config);
+    mk_put_text(folder, "chat_template.jinja", template);
+    mk_put_text(folder, "generation_config.json", generation);
+    m.scheme = "nx-ai";
+    mk_put_model(folder, &m);
+    open_by_and_by(folder);
+    remove_file("model_0.safetensors");
+    remove_file("model_1.safetensors");
+    remove_file("config.yaml");
+    m.scheme = "huggingface";
+    mk_put_model(folder, &m);
+    open_by_and_by(folder);
+}
+
+/* Damage that ends with a quotation mark is not taken for lack of memory. */
+static void test_json_damage(void **state)
+{
+    (void)state;
+    static const char *const bad[] = {
+        "", "{", "{\"", "{\"a\"", "{\"a\" \"b\"}", "{\"a\": \"", "{\"a\": \"b\" \"c\"}", "{x\"}", "{\"a\": #\"}",
+        "{\"a\": -\"}", "{\"a\": 1.\"}", "{\"a\": 1e\"}", "{\"a\": nul\"}", "{\"a\": \"\\q\"}", "{\"a\": \"\\ud800\"}",
+        "{\"a\": \"\xff\"}", "{\"a\": [\"b\" \"c\"]}", "{}\"\"", "\"a\"", "[]", "{\"a\": 1, \"a\": 1}",
+    };
+    for (size_t i = 0; i < XL_COUNT(bad); i++) {
+        json_t *root;
+        assert_int_equal(xl_json_parse(&root, bad[i], strlen(bad[i]), "bad.json", true, &err), XLSTM_E_FORMAT);
+        assert_null(root);
+        assert_int_equal(err.code, XLSTM_E_FORMAT);
+        assert_non_null(strstr(err.message, "expected"));
+    }
+}
+
 static void test_fingerprint(void **state)
 {
     (void)state;
@@ -715,8 +829,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_safetensors), TEST(test_alignment), TEST(test_headers), TEST(test_index), TEST(test_yaml),
         TEST(test_presets), TEST(test_preset_values), TEST(test_gguf), TEST(test_gguf_texts), TEST(test_gguf_splits),
-        TEST(test_gguf_lies), TEST(test_damaged_safetensors), TEST(test_damaged_gguf), TEST(test_fingerprint),
-        TEST(test_paths),
+        TEST(test_gguf_lies), TEST(test_damaged_safetensors), TEST(test_damaged_gguf), TEST(test_json_memory),
+        TEST(test_json_damage), TEST(test_fingerprint), TEST(test_paths),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
