@@ -3,6 +3,7 @@
  * functions. Each is a row of a table at the end of its section.
  */
 #include "chat_template.h"
+#include "json.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -433,12 +434,11 @@ static void dump(const call *c, xl_text *out, json_t *j, json_int_t indent, int 
     } else if (json_is_real(j)) {
         xl_chat_print(c->r, out, xl_chat_json(j));
     } else {
-        char *text = json_dumps(j, JSON_ENCODE_ANY);
+        char *text = xl_json_dump(j, JSON_ENCODE_ANY, NULL);
+        xl_chat_done(c->r, !text);
         if (text)
             xl_text_add(out, text, strlen(text));
-        else
-            xl_chat_keep(c->r, NULL);
-        free(text);
+        xl_release(text);
     }
 }
 

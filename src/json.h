@@ -20,7 +20,7 @@ int xl_json_value(json_t **out, const char *text, size_t size, xlstm_error *err)
 bool xl_json_utf8(const char *text, size_t size);
 /* Gives an object a new value, NULL where that could not be made. The only failure is XLSTM_E_MEMORY. */
 int xl_json_set(json_t *object, const char *key, json_t *value, xlstm_error *err);
-/* The text of an object or array, NULL with err set. Free with xl_release, whoever allocates for jansson. */
+/* The text of an object or array (of any value with JSON_ENCODE_ANY), NULL with err set. Free with xl_release, whoever allocates for jansson. */
 char *xl_json_dump(const json_t *value, size_t flags, xlstm_error *err);
 
 /* Typed access to optional members: an absent or null member leaves *out as it was and returns XLSTM_OK; a member of
