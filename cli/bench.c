@@ -593,6 +593,7 @@ const command command_bench = {
         "Activations of a preset are bfloat16, the format published checkpoints were trained in, which lets products use "
         "bfloat16 instructions; those of a model are float32, as everywhere else, unless --dtype or --activations says "
         "otherwise. On a device (--backend cuda) limits are not measured; --limit-read and --limit-peak state them.",
+    .no_twin = "tokens",
     .size = sizeof(bench_options),
     .groups = groups,
     .n_groups = COUNT_OF(groups),

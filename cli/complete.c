@@ -206,30 +206,43 @@ int print_completion(const char *shell)
 
 /* ---- man page --------------------------------------------------------------------------------------------------- */
 
-/* Text for roff: hyphens stay hyphens to copy, no line begins with a request, an empty line is a paragraph. */
-static void print_roff(const char *text)
+/* One line for roff: hyphens stay hyphens to copy, and none begins with a request. */
+static void print_roff_line(const char *text, size_t n)
 {
-    bool line_start = true;
-    for (const char *at = text; *at; at++) {
-        if (at[0] == '\n' && at[1] == '\n') {
-            outputf("\n.PP\n");
-            at++;
-            line_start = true;
-        } else if (*at == '-') {
-            outputf("\\-");
-            line_start = false;
-        } else if (*at == '\\') {
-            outputf("\\e");
-            line_start = false;
-        } else if (line_start && (*at == '.' || *at == '\'')) {
-            outputf("\\&%c", *at);
-            line_start = false;
-        } else {
-            outputf("%c", *at);
-            line_start = *at == '\n';
-        }
+    if (n > 0 && (*text == '.' || *text == '\''))
+        outputf("\\&");
+    for (size_t i = 0; i < n; i++) {
+        if (text[i] == '-' || text[i] == '\\')
+            outputf(text[i] == '-' ? "\\-" : "\\e");
+        else
+            outputf("%c", text[i]);
     }
     outputf("\n");
+}
+
+/* Text for roff: lines are kept, an empty one begins a paragraph, those of a list ("words    what they mean") hang. */
+static void print_roff(const char *text)
+{
+    bool list = false, paragraph = true;
+    for (const char *at = text, *end; *at; at = *end ? end + 1 : end) {
+        end = at + strcspn(at, "\n");
+        const char *gap = strstr(at, "  ");
+        if (gap && gap < end) {
+            const char *meaning = gap + strspn(gap, " ");
+            outputf(".TP %d\n", (int)(meaning - at));
+            print_roff_line(at, (size_t)(gap - at));
+            print_roff_line(meaning, (size_t)(end - meaning));
+            list = true;
+        } else if (end == at) {
+            outputf(".PP\n");
+            list = false;
+        } else {
+            if (list || !paragraph)
+                outputf(list ? ".TP\n" : ".br\n");
+            print_roff_line(at, (size_t)(end - at));
+        }
+        paragraph = end == at;
+    }
 }
 
 static void print_roff_row(const option_row *row)
@@ -294,7 +307,12 @@ int print_manual(void)
         print_roff_row(&model_rows[i]);
     outputf(".SH ENVIRONMENT\n");
     print_roff("Every option has a twin that the command line overrides: --max-tokens is XLSTM_MAX_TOKENS, --model is "
-               "XLSTM_MODEL. Flags are 1 or 0; of repeatable options a variable holds one value a line.");
+               "XLSTM_MODEL. An option on the command line also overrides the variables of options that it excludes: "
+               "--prompt those of --prompt-file and --prompt-ids. Flags are 1 or 0; of repeatable options a variable holds "
+               "one value a line. Options without a twin, because their names mean another thing in other commands:");
+    for (size_t i = 0; all_commands[i]; i++)
+        if (all_commands[i]->no_twin)
+            outputf(".br\nxlstm %s \\-\\-%s\n", all_commands[i]->name, all_commands[i]->no_twin);
     outputf(".SH EXIT STATUS\n");
     print_roff("0 success; 1 failure, with a message that names file, tensor or field; 2 wrong usage; 130 interrupted by "
                "Ctrl-C. When the reader of a pipe leaves, the program ends with 0.");

@@ -105,6 +105,7 @@ const command command_imatrix = {
     .details = "Reads a text and sums the squares of what every column of every large matrix is multiplied with. "
                "`xlstm quantize --imatrix` then spends the precision of a format where it matters. Some hundred thousand "
                "tokens of the kind of text that the model is for are plenty.",
+    .no_twin = "output",
     .size = sizeof(imatrix_options),
     .groups = groups,
     .n_groups = COUNT_OF(groups),

@@ -7,6 +7,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <float.h>
 #include <getopt.h>
 #include <math.h>
 #include <stdlib.h>
@@ -54,8 +55,10 @@ static int parse_number(float *out, const char *value, const option_row *row, co
 {
     char *end;
     double x = strtod(value, &end);
-    if (end == value || *end || !isfinite(x) || x < row->low || (row->high > 0 && x > row->high))
+    if (end == value || *end || isnan(x) || x < row->low || (row->high > 0 && x > row->high))
         return wrong_range(source, value, row, "a number");
+    if (x > (double)FLT_MAX)
+        return wrong_value(source, value, "a number of at most 3.4e38");
     *out = (float)x;
     return EXIT_OK;
 }
@@ -132,8 +135,8 @@ static int parse_bias(bias_list *list, const char *value, const value_source *so
         return wrong_value(source, value, "ID=BIAS, for example 13=-inf");
     const char *number = end + 1;
     double bias = strtod(number, &end);
-    if (end == number || *end || isnan(bias) || bias == (double)INFINITY)
-        return wrong_value(source, value, "ID=BIAS with a finite bias or -inf");
+    if (end == number || *end || isnan(bias) || (fabs(bias) > (double)FLT_MAX && bias != -(double)INFINITY))
+        return wrong_value(source, value, "ID=BIAS with a bias from -3.4e38 to 3.4e38 or -inf");
     list->items = must(realloc(list->items, (list->n + 1) * sizeof *list->items));
     list->items[list->n++] = (xlstm_logit_bias){(int32_t)id, (float)bias};
     return EXIT_OK;
@@ -251,9 +254,9 @@ void option_environment_name(char *out, size_t size, const char *name)
         *at = *at == '-' ? '_' : (char)toupper((unsigned char)*at);
 }
 
-static bool may_repeat(option_kind kind)
+static bool has_twin(const command *c, const option_row *row)
 {
-    return kind == OPTION_LIST || kind == OPTION_IDS || kind == OPTION_BIAS;
+    return !c->no_twin || strcmp(c->no_twin, row->name) != 0;
 }
 
 /* A list's variable holds one value a line. */
@@ -282,9 +285,54 @@ enum { MAX_OPTIONS = 128, CODE_HELP = 1000, CODE_FIRST = 1001 };
 typedef struct flat_option {
     const option_row *row;
     void *field;
-    bool replaced; /* a list's first use on the command line drops what the environment gave */
+    const char *typed; /* on the command line, the last value; NULL: not there */
 } flat_option;
 
+/* Options that exclude each other: one on the command line sets the variables of its rivals aside. */
+static const struct {
+    const char *command; /* NULL: any */
+    const char *names[4];
+} rivals[] = {
+    {NULL, {"prompt", "prompt-file", "prompt-ids", "interactive"}},
+    {"generate", {"state-in", "prefix-cache"}},
+    {"generate", {"state-out", "interactive"}},
+    {"generate", {"state-out", "samples"}},
+    {"ingest", {"state-in", "resume"}},
+    {"perplexity", {"kl-base", "kl"}},
+    {"tokenize", {"json", "jsonl"}},
+    {"bench", {"json", "csv", "md"}},
+    {"bench", {"model", "preset"}},
+    {"bench", {"model", "type"}},
+    {"bench", {"threads", "thread-counts"}},
+    {"bench", {"dtype", "activations"}},
+};
+
+static bool are_rivals(const command *c, const char *a, const char *b)
+{
+    for (size_t i = 0; i < COUNT_OF(rivals); i++) {
+        int found = 0;
+        for (size_t k = 0; k < COUNT_OF(rivals[i].names) && rivals[i].names[k]; k++)
+            found += !strcmp(rivals[i].names[k], a) || !strcmp(rivals[i].names[k], b);
+        if (found == 2 && (!rivals[i].command || !strcmp(rivals[i].command, c->name)))
+            return true;
+    }
+    return false;
+}
+
+/* Whether the command line leaves the option to its environment twin. A typed default (--samples 1) excludes nothing. */
+static bool asks_environment(const command *c, const flat_option *option, const flat_option *flat, size_t n)
+{
+    if (option->typed || !has_twin(c, option->row))
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        const char *typed = flat[i].typed, *preset = flat[i].row->preset;
+        if (typed && !(preset && !strcmp(typed, preset)) && are_rivals(c, flat[i].row->name, option->row->name))
+            return false;
+    }
+    return true;
+}
+
+/* Not an option, or the beginning of several. */
 static int unknown_option(const command *c, const char *typed, const flat_option *flat, size_t n)
 {
     const char *names[MAX_OPTIONS];
@@ -293,11 +341,23 @@ static int unknown_option(const command *c, const char *typed, const flat_option
     const char *name = typed + strspn(typed, "-");
     char bare[64];
     snprintf(bare, sizeof bare, "%.*s", (int)strcspn(name, "="), name);
+    const char *longer[MAX_OPTIONS];
+    size_t n_longer = 0;
+    for (size_t i = 0; i < n; i++)
+        if (!strncmp(typed, "--", 2) && *bare && !strncmp(names[i], bare, strlen(bare)))
+            longer[n_longer++] = names[i];
     const char *near = strlen(bare) > 1 ? nearest_name(bare, names, n) : NULL;
-    if (near)
+    if (n_longer > 1) {
+        buffer list = {0};
+        for (size_t i = 0; i < n_longer; i++)
+            buffer_addf(&list, "%s--%s", i == 0 ? "" : i + 1 < n_longer ? ", " : " or ", longer[i]);
+        complain("--%s is not an option; did you mean %s?", bare, list.data);
+        buffer_free(&list);
+    } else if (near) {
         complain("unknown option %s; did you mean --%s?", typed, near);
-    else
+    } else {
         complain("unknown option %s", typed);
+    }
     complain("try: xlstm %s --help", c->name);
     return EXIT_USAGE;
 }
@@ -313,7 +373,7 @@ int options_parse(const command *c, void *options, int argc, char **argv, char *
             const option_row *row = &c->groups[g].rows[i];
             char *field = (char *)options + c->groups[g].base + row->field;
             bool flag = row->kind == OPTION_FLAG;
-            flat[n] = (flat_option){row, field, false};
+            flat[n] = (flat_option){row, field, NULL};
             table[n] = (struct option){row->name, flag ? no_argument : required_argument, NULL, CODE_FIRST + (int)n};
             n++;
             if (row->letter) {
@@ -323,8 +383,6 @@ int options_parse(const command *c, void *options, int argc, char **argv, char *
             }
             value_source source = {"default"};
             if (row->preset && set_value(field, row, row->preset, &source))
-                return EXIT_USAGE;
-            if (read_environment(field, row))
                 return EXIT_USAGE;
         }
     }
@@ -364,11 +422,8 @@ int options_parse(const command *c, void *options, int argc, char **argv, char *
             continue;
         value_source source;
         snprintf(source.name, sizeof source.name, "--%s", flat[i].row->name);
-        if (may_repeat(flat[i].row->kind) && !flat[i].replaced) {
-            clear_value(flat[i].field, flat[i].row);
-            flat[i].replaced = true;
-        }
-        int status = set_value(flat[i].field, flat[i].row, optarg ? optarg : "1", &source);
+        flat[i].typed = optarg ? optarg : "1";
+        int status = set_value(flat[i].field, flat[i].row, flat[i].typed, &source);
         if (status)
             return status;
     }
@@ -379,6 +434,9 @@ int options_parse(const command *c, void *options, int argc, char **argv, char *
         complain("try: xlstm %s --help", c->name);
         return EXIT_USAGE;
     }
+    for (size_t i = 0; i < n; i++)
+        if (asks_environment(c, &flat[i], flat, n) && read_environment(flat[i].field, flat[i].row))
+            return EXIT_USAGE;
     return EXIT_OK;
 }
 
@@ -508,8 +566,11 @@ void print_command_help(const command *c)
         print_wrapped(to, c->details, 0, 0, HELP_WIDTH);
     }
     fputc('\n', to);
-    print_wrapped(to, "Every option has an environment twin that the command line overrides: --model is XLSTM_MODEL, "
-                      "--no-repack is XLSTM_NO_REPACK=1.", 0, 0, HELP_WIDTH);
+    char twins[200];
+    snprintf(twins, sizeof twins, "Every option%s%s has an environment twin that the command line overrides: --model is "
+                                  "XLSTM_MODEL, --no-repack is XLSTM_NO_REPACK=1.",
+             c->no_twin ? " but --" : "", c->no_twin ? c->no_twin : "");
+    print_wrapped(to, twins, 0, 0, HELP_WIDTH);
 }
 
 void print_program_help(FILE *to)

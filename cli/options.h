@@ -50,7 +50,7 @@ typedef struct bias_list {
 } bias_list;
 
 typedef struct option_row {
-    const char *name; /* long name; its environment twin is XLSTM_NAME */
+    const char *name; /* long name; its environment twin is XLSTM_NAME, see command.no_twin */
     char letter;      /* 0: none */
     option_kind kind;
     size_t field;         /* offset from the group's struct */
@@ -74,6 +74,7 @@ typedef struct command {
     const char *usage;     /* what follows the name in a typical call */
     const char *details;   /* paragraphs for --help and the man page; may be NULL */
     const char *arguments; /* names of plain arguments, "FILE..."; NULL: none are taken */
+    const char *no_twin;   /* option without an environment twin: its name means another thing elsewhere; NULL: none */
     size_t size;           /* of the struct that the groups fill */
     const option_group *groups;
     size_t n_groups;
@@ -84,8 +85,9 @@ typedef struct command {
 extern const command *const all_commands[];
 
 /* Fills `options` [command->size], zeroed by the caller, from defaults, environment and command line, in this order of
- * precedence. `argv[0]` is the command's name. Returns EXIT_OK, EXIT_USAGE after a message, or -1 after --help was
- * printed. Plain arguments are gathered in *arguments (into argv). Release in any case. */
+ * precedence; variables of options that one on the command line excludes are not read. `argv[0]` is the command's name.
+ * Returns EXIT_OK, EXIT_USAGE after a message, or -1 after --help was printed. Plain arguments are gathered in
+ * *arguments (into argv). Release in any case. */
 int options_parse(const command *c, void *options, int argc, char **argv, char ***arguments, size_t *n_arguments);
 void options_release(const command *c, void *options);
 

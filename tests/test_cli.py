@@ -169,6 +169,115 @@ class Usage(Case):
                 subprocess.run([shell, "-n", "completions/" + name], check=True)
 
 
+class EnvironmentTwins(Case):
+    """XLSTM_NAME stands in for --name unless the command line has a word on the matter."""
+
+    def test_the_command_line_overrides_rivals(self):
+        common = ["generate", "--temperature", 0, "--max-tokens", 2, "--output", "ids"]
+        ids = self.ok(*common, "--prompt-ids", "1,2")
+        text = self.ok(*common, "-p", "x")
+        write(self.path("x"), b"x")
+        for name, value in [("PROMPT", "foo"), ("PROMPT_FILE", "/no/such"), ("INTERACTIVE", "1"), ("PROMPT_IDS", "5")]:
+            env = {"XLSTM_" + name: value}
+            self.assertEqual(self.ok(*common, "--prompt-ids", "1,2", env=env), ids, name)
+            self.assertEqual(self.ok(*common, "-p", "x", env=env), text, name)
+            self.assertEqual(self.ok(*common, "-f", self.path("x"), env=env), text, name)
+            self.assertEqual(self.ok(*common, "-i", stdin=b"x\n", env=env), text, name)
+        kl = {"XLSTM_KL": self.path("missing")}
+        self.ok("perplexity", "-p", "abcd", "--kl-base", self.path("base"), env=kl)
+        self.ok("perplexity", "-p", "abcd", "--kl", self.path("base"), env={"XLSTM_KL_BASE": self.path("other")})
+        self.assertFalse(os.path.exists(self.path("other")))
+        self.assertRegex(self.ok("tokenize", "--jsonl", "-p", '"x"', env={"XLSTM_JSON": "1"}), r"^\[\d+\]\n$")
+        self.assertRegex(self.ok("tokenize", "--json", "-p", '"x"', env={"XLSTM_JSONL": "1"}), r"^\[\d+, ?\d+")
+
+    def test_rivals_of_a_state(self):
+        state, other, cache = self.path("state"), self.path("other"), self.path("cache")
+        self.ok("generate", "-p", "x", "--max-tokens", 0, "--state-out", state)
+        start = ["generate", "--temperature", 0, "--max-tokens", 2, "--no-echo"]
+        expected = self.ok(*start, "--state-in", state)
+        self.assertEqual(self.ok(*start, "--state-in", state, env={"XLSTM_PREFIX_CACHE": cache}), expected)
+        self.assertFalse(os.path.exists(cache))
+        self.ok(*start, "-p", "x", "--prefix-cache", cache, env={"XLSTM_STATE_IN": "/no/such"})
+        self.assertTrue(os.path.exists(cache))
+        self.ok(*start, "-p", "x", "-n", 2, env={"XLSTM_STATE_OUT": other})
+        self.ok(*start, "-i", stdin=b"x\n", env={"XLSTM_STATE_OUT": other})
+        self.assertFalse(os.path.exists(other))
+        self.ok(*start, "-p", "x", "-n", 1, env={"XLSTM_STATE_OUT": other})
+        self.assertTrue(os.path.exists(other))
+        self.ok(*start, "-p", "x", "--state-out", state, env={"XLSTM_SAMPLES": "2"})
+        write(self.path("text"), b"some words")
+        ingest = ["ingest", "-f", self.path("text"), "--state-out", self.path("read")]
+        self.ok(*ingest, env={"XLSTM_STATE_IN": state})
+        self.ok(*ingest, "--resume", env={"XLSTM_STATE_IN": "/no/such"})
+
+    def test_rivals_of_a_measurement(self):
+        quick = ["bench", "--repetitions", 1, "--tokens", 1, "--batch", 1, "--no-prefill", "--threads", 1, "--csv"]
+        preset = self.ok(*quick, "--preset", "tiny", "-T", "f32", env={"XLSTM_JSON": "1", "XLSTM_MODEL": "/no/such",
+                                                                        "XLSTM_THREAD_COUNTS": "2,3"})
+        self.assertEqual([row["threads"] for row in csv.DictReader(io.StringIO(preset))], ["1"])
+        model = self.ok(*quick, "-m", MODEL, env={"XLSTM_PRESET": "tiny", "XLSTM_TYPE": "f32"})
+        self.assertIn("xlstm-stories-10m", model)
+
+    def test_rivals_from_one_place_conflict(self):
+        self.fails(2, "generate", env={"XLSTM_PROMPT": "a", "XLSTM_PROMPT_IDS": "1"}, says="one of")
+        self.fails(2, "generate", env={"XLSTM_PROMPT": "a", "XLSTM_INTERACTIVE": "1"}, says="--interactive")
+        self.fails(2, "generate", "-p", "a", "-i", says="--interactive")
+        self.fails(2, "perplexity", "-p", "abcd", "--kl", "a", "--kl-base", "b", says="one of")
+        self.fails(2, "tokenize", "-p", "a", env={"XLSTM_JSON": "1", "XLSTM_JSONL": "1"}, says="one of")
+        self.fails(2, "generate", "--state-in", "a", "--prefix-cache", "b", says="--prefix-cache")
+
+    def test_a_chat_takes_a_state_and_a_cache(self):
+        state, cache = self.path("state"), self.path("cache")
+        self.ok("generate", "-p", "x", "--max-tokens", 0, "--state-out", state)
+        self.ok("chat", "--state-in", state, "--max-tokens", 1, stdin=b"x\n", env={"XLSTM_PREFIX_CACHE": cache})
+        self.assertTrue(os.path.exists(cache))
+
+    def test_values_that_are_not_asked_for_may_be_wrong(self):
+        short = ["generate", "-p", "x", "--max-tokens", 1]
+        self.ok(*short, "--temperature", 0.5, env={"XLSTM_TEMPERATURE": "abc"})
+        self.ok(*short, "--logit-bias", "1=2", env={"XLSTM_LOGIT_BIAS": "abc"})
+        self.assertTrue(self.ok("generate", "--help", env={"XLSTM_SEED": "x"}).startswith("xlstm generate"))
+        self.fails(2, *short, env={"XLSTM_SEED": "x"}, says='XLSTM_SEED is "x"')
+
+    def test_lists_are_replaced(self):
+        common = ["generate", "--temperature", 0, "--max-tokens", 2, "--output", "ids", "--prompt-ids", "1"]
+        ids = self.ok(*common, "--prompt-ids", "2")
+        self.assertEqual(self.ok(*common, "--prompt-ids", "2", env={"XLSTM_PROMPT_IDS": "7"}), ids)
+        self.assertTrue(ids.startswith("1,2,"))
+
+    def test_options_without_a_twin(self):
+        self.fails(2, "imatrix", "-p", "some words", env={"XLSTM_OUTPUT": self.path("json")}, says="--output FILE")
+        self.assertFalse(os.path.exists(self.path("json")))
+        self.ok("bench", "--repetitions", 1, "--no-prefill", "--no-decode", env={"XLSTM_TOKENS": "many"})
+        self.fails(2, "perplexity", "-p", "abcd", env={"XLSTM_TOKENS": "many"}, says="XLSTM_TOKENS")
+        for command, option in (("imatrix", "output"), ("bench", "tokens")):
+            self.assertIn(f"Every option but --{option} has an environment twin", self.ok(command, "--help"))
+            self.assertIn(f"xlstm {command} \\-\\-{option}\n", self.ok("__man"))
+
+
+class WrongOptions(Case):
+    def test_beginnings_of_several_options(self):
+        for typed in ("--state", "--state=x"):
+            self.fails(2, "generate", typed, "x",
+                       says="--state is not an option; did you mean --state-in, --state-out or --state-dtype?\n")
+        self.fails(2, "generate", "--st", "x", says=("--st is not an option; did you mean --stop, ", " or --state-dtype?"))
+        self.ok("generate", "-p", "x", "--max-t", 1)
+        self.fails(2, "generate", "--=x", says="unknown option --=x\n")
+
+    def test_numbers_that_float32_does_not_hold(self):
+        for value in ("1e300", "3.5e38", "inf"):
+            self.fails(2, "generate", "--temperature", value, says=f'--temperature is "{value}"')
+        for value in ("1=1e39", "1=-1e39", "1=inf"):
+            self.fails(2, "generate", "--logit-bias", value, says=f'--logit-bias is "{value}"')
+        self.ok("generate", "-p", "x", "--max-tokens", 1, "--logit-bias", "1=-inf", "--logit-bias", "2=-1e38")
+
+    def test_lists_in_the_man_page(self):
+        manual = self.ok("__man")
+        self.assertIn(".TP 28\nverify FILE...\ncheck every byte against the checksum\n.TP 28\n", manual)
+        self.assertIn(".TP\nrename SESSION NAME\n.TP\nrm SESSION...\n.TP 28\n", manual)
+        self.assertIn("is not scored.\n.br\nTo compare", manual)
+
+
 class Generate(Case):
     def test_forms_of_output_agree(self):
         j = self.greedy("-p", PROMPT, "--max-tokens", 12)
