@@ -232,11 +232,13 @@ static int measure_decode(bench *b, uint32_t batch, outcome *r)
     for (size_t round = 0; round <= n && !code; round++) {
         const uint64_t count = round == 0 ? 2 : steps;
         const double started = now();
-        for (uint64_t s = 0; s < count && !code; s++, done++) {
+        for (uint64_t s = 0; s < count && !code && !interrupted(); s++, done++) {
             code = xlstm_evaluate(b->model, segments, batch, &err);
             for (uint32_t i = 0; i < batch; i++)
                 ids[i] = any_id(b, (done + 1) * batch + i);
         }
+        if (interrupted())
+            break;
         const double taken = (now() - started) / (double)count;
         if (round > 0)
             seconds[round - 1] = taken;
@@ -246,7 +248,8 @@ static int measure_decode(bench *b, uint32_t batch, outcome *r)
             hash = XXH3_64bits(xlstm_session_logits(sessions[0]), b->info->vocab_size * sizeof(float));
         l[round] = measure_limits(b);
     }
-    if (!code) {
+    const bool stopped = interrupted();
+    if (!code && !stopped) {
         *r = (outcome){.test = "decode", .batch = batch, .length = 1};
         r->bytes = b->step_bytes + batch * b->state_bytes;
         r->operations = batch * (b->token_operations + b->head_operations);
@@ -260,7 +263,7 @@ static int measure_decode(bench *b, uint32_t batch, outcome *r)
     free(ids);
     free(seconds);
     free(l);
-    return code ? fail_error(&err) : EXIT_OK;
+    return code ? fail_error(&err) : stopped ? EXIT_INTERRUPTED : EXIT_OK;
 }
 
 static int measure_prefill(bench *b, uint32_t length, outcome *r)
@@ -275,7 +278,7 @@ static int measure_prefill(bench *b, uint32_t length, outcome *r)
     xlstm_session *session;
     xlstm_error err = {0};
     int code = xlstm_session_new(&session, b->model, &err);
-    for (size_t round = 0; round <= n && !code; round++) { /* the first is a warm-up */
+    for (size_t round = 0; round <= n && !code && !interrupted(); round++) { /* the first is a warm-up */
         code = xlstm_session_reset(session, &err);
         const double started = now();
         if (!code)
@@ -284,7 +287,8 @@ static int measure_prefill(bench *b, uint32_t length, outcome *r)
             seconds[round - 1] = now() - started;
         l[round] = measure_limits(b);
     }
-    if (!code) {
+    const bool stopped = interrupted();
+    if (!code && !stopped) {
         *r = (outcome){.test = "prefill", .batch = 1, .length = length};
         r->bytes = ((length + pass - 1) / pass) * b->step_bytes + b->state_bytes;
         r->operations = b->token_operations * length + b->head_operations;
@@ -295,7 +299,7 @@ static int measure_prefill(bench *b, uint32_t length, outcome *r)
     free(ids);
     free(seconds);
     free(l);
-    return code ? fail_error(&err) : EXIT_OK;
+    return code ? fail_error(&err) : stopped ? EXIT_INTERRUPTED : EXIT_OK;
 }
 
 /* ---- what a token costs ------------------------------------------------------------------------------------------- */
@@ -498,7 +502,7 @@ static int run_one(bench *b, const char *path, const model_options *options)
         (void)sscanf(comma, ", %u thread", &threads);
     b->threads = threads;
     make_machine(b, threads);
-    if (!b->printed)
+    if (!b->printed && !interrupted())
         print_machine(b);
     count_costs(b);
     status = measure_all(b);
@@ -525,12 +529,35 @@ static int run_types(bench *b, const model_options *options)
     return status;
 }
 
-static bool counts_are_sane(const id_list *list)
+static int check_counts(const char *option, const id_list *list, int32_t most)
 {
     for (size_t i = 0; i < list->n; i++)
-        if (list->ids[i] < 1)
-            return false;
-    return true;
+        if (list->ids[i] < 1 || list->ids[i] > most)
+            return fail_usage("%s: expected whole numbers from 1 to %d, found %d", option, most, list->ids[i]);
+    return EXIT_OK;
+}
+
+static int check(const bench_options *o)
+{
+    if (o->types.n && !o->preset)
+        return fail_usage("--type goes with --preset; a file's weights are what they are");
+    int status = check_counts("--prompt-lengths", &o->prompts, 1000000);
+    if (status == EXIT_OK)
+        status = check_counts("--batch", &o->batches, 4096);
+    if (status == EXIT_OK)
+        status = check_counts("--thread-counts", &o->threads, 1024);
+    xlstm_dtype type;
+    xlstm_error err = {0};
+    for (size_t i = 0; i < o->types.n && status == EXIT_OK; i++)
+        if (xlstm_dtype_parse(&type, o->types.items[i], &err))
+            status = fail_usage("--type: %s", err.message);
+    for (size_t i = 0; i < o->activations.n && status == EXIT_OK; i++) {
+        if (xlstm_dtype_parse(&type, o->activations.items[i], &err))
+            status = fail_usage("--activations: %s", err.message);
+        else if (type != XLSTM_F32 && type != XLSTM_BF16 && type != XLSTM_F16)
+            status = fail_usage("--activations: expected float32, bfloat16 or float16, found %s", o->activations.items[i]);
+    }
+    return status;
 }
 
 static int run(const void *options, char **arguments, size_t n)
@@ -538,21 +565,11 @@ static int run(const void *options, char **arguments, size_t n)
     (void)arguments;
     (void)n;
     const bench_options *o = options;
-    if (o->types.n && !o->preset)
-        return fail_usage("--type goes with --preset; a file's weights are what they are");
-    if (!counts_are_sane(&o->prompts) || !counts_are_sane(&o->batches))
-        return fail_usage("--prompt-lengths and --batch take numbers from 1 on");
-    if (!counts_are_sane(&o->threads))
-        return fail_usage("--thread-counts takes numbers from 1 on");
-    for (size_t i = 0; i < o->activations.n; i++) {
-        xlstm_dtype ignored;
-        xlstm_error err = {0};
-        if (xlstm_dtype_parse(&ignored, o->activations.items[i], &err))
-            return fail_usage("--activations: %s", err.message);
-    }
+    int status = check(o);
+    if (status)
+        return status;
     interrupt_watch();
     bench b = {.o = o};
-    int status = EXIT_OK;
     for (size_t t = 0; t < (o->threads.n ? o->threads.n : 1) && status == EXIT_OK; t++)
         for (size_t a = 0; a < (o->activations.n ? o->activations.n : 1) && status == EXIT_OK && !interrupted(); a++) {
             model_options chosen = o->model;

@@ -102,6 +102,8 @@ enum { UNDO_BYTES = 2000000000 };
 
 static void forget_turns(conversation *v, size_t n)
 {
+    if (n == 0)
+        return;
     for (size_t i = 0; i < n; i++)
         free(v->undo[i].words);
     v->n_undo -= n;
@@ -467,28 +469,33 @@ static void converse(chat *c)
         interrupt_clear();
         if (result == LINE_INTERRUPTED || strspn(line.data, " \t\n") == line.size)
             continue;
-        if (line.data[0] == '/' && line.data[1] != '/')
+        if (strlen(line.data) != line.size) {
+            c->failed = true;
+            complain("the turn holds a NUL character, expected text");
+        } else if (line.data[0] == '/' && line.data[1] != '/') {
             run_chat_command(c, line.data + 1);
-        else
+        } else {
             say(c, line.data + (line.data[0] == '/'));
+        }
     }
     buffer_free(&line);
+    c->failed = c->failed || ferror(stdin);
 }
 
-/* Copies the options that --escape changes. */
-static char *text_option(const char *text, bool escape)
+/* Copies an option that --escape changes. */
+static int text_option(char **out, const char *name, const char *text, bool escape)
 {
     if (!text)
-        return NULL;
-    char *copy = must(strdup(text));
-    size_t size = strlen(copy);
+        return EXIT_OK;
+    *out = must(strdup(text));
+    size_t size = strlen(*out);
     if (escape)
-        unescape(copy, &size);
-    return copy;
+        unescape(*out, &size);
+    return strlen(*out) == size ? EXIT_OK : fail_usage("--%s holds a NUL character, expected a text without one", name);
 }
 
 /* The stop texts asked for, and what ends a turn. */
-static void add_stops(chat *c)
+static int add_stops(chat *c)
 {
     const sampling_options *asked = &c->o->sampling;
     string_list *stops = &c->sampling.stop;
@@ -496,14 +503,16 @@ static void add_stops(chat *c)
     char *text = turn_stop_text(&c->style);
     int32_t id = turn_stop_id(&c->style);
     stops->items = must(calloc(asked->stop.n + 1, sizeof(char *)));
-    for (size_t i = 0; i < asked->stop.n; i++)
-        stops->items[stops->n++] = text_option(asked->stop.items[i], c->o->escape);
+    int status = EXIT_OK;
+    for (size_t i = 0; i < asked->stop.n && status == EXIT_OK; i++)
+        status = text_option(&stops->items[stops->n++], "stop", asked->stop.items[i], c->o->escape);
     if (text)
         stops->items[stops->n++] = text;
     for (size_t i = 0; i < asked->stop_id.n; i++)
         ids_add(ids, asked->stop_id.ids[i]);
-    if (id >= 0)
+    if (id >= 0 && (uint32_t)id < xlstm_model_get_info(c->model)->n_tokens)
         ids_add(ids, id);
+    return status;
 }
 
 static int open_chat(chat *c)
@@ -521,7 +530,13 @@ static int open_chat(chat *c)
     status = turn_style_open(&c->style, c->o->chat_template);
     if (status)
         return status;
-    add_stops(c);
+    status = add_stops(c);
+    xlstm_sampler *sampler = NULL;
+    if (status == EXIT_OK) /* what no answer could be chosen with is refused before the first turn */
+        status = sampling_new(&sampler, &c->sampling, c->model, 0);
+    xlstm_sampler_free(sampler);
+    if (status)
+        return status;
     xlstm_session *session;
     xlstm_error err = {0};
     if (xlstm_session_new(&session, c->model, &err))
@@ -541,8 +556,12 @@ static int run(const void *options, char **arguments, size_t n)
     (void)n;
     chat_options o = *(const chat_options *)options;
     chat c = {.o = &o, .sampling = o.sampling};
-    char *texts[] = {text_option(o.system, o.escape), text_option(o.user_prefix, o.escape),
-                     text_option(o.assistant_prefix, o.escape)};
+    char *texts[3] = {NULL};
+    int status = text_option(&texts[0], "system", o.system, o.escape);
+    if (status == EXIT_OK)
+        status = text_option(&texts[1], "user-prefix", o.user_prefix, o.escape);
+    if (status == EXIT_OK)
+        status = text_option(&texts[2], "assistant-prefix", o.assistant_prefix, o.escape);
     o.system = texts[0];
     o.user_prefix = texts[1];
     o.assistant_prefix = texts[2];
@@ -550,7 +569,8 @@ static int run(const void *options, char **arguments, size_t n)
     c.sampling.stop_id = (id_list){0};
     sampling_settle_seed(&c.sampling);
 
-    int status = open_chat(&c);
+    if (status == EXIT_OK)
+        status = open_chat(&c);
     if (status == EXIT_OK) {
         interrupt_watch();
         char *path = o.no_history ? NULL : history_path();

@@ -54,8 +54,25 @@ void sampling_settle_seed(sampling_options *options)
     options->seed = (seed_value){bits, true};
 }
 
+/* Stop rules that could never be met are mistakes. */
+static int check_stops(const sampling_options *options, const xlstm_model *model)
+{
+    const uint32_t n_tokens = xlstm_model_get_info(model)->n_tokens;
+    for (size_t i = 0; i < options->stop.n; i++)
+        if (!options->stop.items[i][0])
+            return fail_usage("--stop is empty, expected a text");
+    for (size_t i = 0; i < options->stop_id.n; i++)
+        if ((uint32_t)options->stop_id.ids[i] >= n_tokens)
+            return fail_usage("--stop-id: %d is not a token of this model, expected 0 to %u", options->stop_id.ids[i],
+                              n_tokens - 1);
+    return EXIT_OK;
+}
+
 int sampling_new(xlstm_sampler **out, const sampling_options *options, const xlstm_model *model, uint64_t offset)
 {
+    const int status = check_stops(options, model);
+    if (status)
+        return status;
     xlstm_sampler_options o = {
         .temperature = options->temperature,
         .top_k = (uint32_t)options->top_k,
@@ -229,8 +246,7 @@ static void look_for_stops(sample *s, bool at_end)
     const char *from = s->text.data + s->shown_text;
     size_t left = s->text.size - s->shown_text, certain = left;
     for (size_t i = 0; i < stops->n; i++) {
-        size_t length = strlen(stops->items[i]);
-        const char *hit = length ? memmem(from, left, stops->items[i], length) : NULL;
+        const char *hit = memmem(from, left, stops->items[i], strlen(stops->items[i]));
         if (hit && (!s->stop_text || (size_t)(hit - from) < certain)) {
             certain = (size_t)(hit - from);
             s->stop_text = stops->items[i];
@@ -240,8 +256,7 @@ static void look_for_stops(sample *s, bool at_end)
         s->reason = STOP_TEXT;
     } else if (!at_end) { /* hold back an end that may be a stop text's beginning */
         for (size_t i = 0; i < stops->n; i++) {
-            size_t length = strlen(stops->items[i]);
-            size_t longest = length ? length - 1 : 0;
+            size_t longest = strlen(stops->items[i]) - 1;
             for (size_t n = longest < left ? longest : left; n > 0; n--) {
                 if (!memcmp(from + left - n, stops->items[i], n)) {
                     certain = left - n < certain ? left - n : certain;

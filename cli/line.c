@@ -226,8 +226,11 @@ static line_result read_plain(buffer *out, line_reader *r)
 {
     ssize_t n = getline(&r->plain, &r->plain_size, stdin);
     if (n < 0) {
-        if (!interrupted())
+        if (!interrupted()) {
+            if (ferror(stdin))
+                complain("cannot read standard input: %s", strerror(errno));
             return LINE_END;
+        }
         clearerr(stdin);
         return LINE_INTERRUPTED;
     }

@@ -334,7 +334,7 @@ static const double TURN = 4e-3; /* seconds */
 static void read_in_turns(machine *m)
 {
     reading r = {0};
-    for (double t = now(); t < m->deadline;) {
+    for (double t = now(); t < m->deadline && !interrupted();) {
         const size_t w = m->turns[(size_t)((t - m->started) / TURN) % m->n_turns];
         sink = (float)read_piece(m->memory + atomic_fetch_add(&m->next, 1) % m->pieces * PIECE, &read_ways[w]);
         const double end = now();
@@ -350,8 +350,8 @@ static void read_in_turns(machine *m)
     pthread_mutex_unlock(&m->lock);
 }
 
-/* Threads take pieces from one counter until the time is over, as the engine's threads do: a thread that a neighbour
- * slows down then costs its own share only. */
+/* Threads take pieces from one counter until the time is over or Ctrl-C comes, as the engine's threads do: a thread that
+ * a neighbour slows down then costs its own share only. */
 static void *work(void *arg)
 {
     machine *m = arg;
@@ -365,10 +365,10 @@ static void *work(void *arg)
         do {
             m->loop->run(SLICE);
             done++;
-        } while (now() < m->deadline);
+        } while (now() < m->deadline && !interrupted());
         atomic_fetch_add(&m->done, done);
     } else {
-        for (size_t i; (i = atomic_fetch_add(&m->next, 1)) < m->pieces;)
+        for (size_t i; (i = atomic_fetch_add(&m->next, 1)) < m->pieces && !interrupted();)
             memset(m->memory + i * PIECE, (int)i, PIECE);
     }
     return NULL;

@@ -271,7 +271,8 @@ typedef struct talk {
     xlstm_model *model;
     const xlstm_tokenizer *tokenizer;
     xlstm_session *session;
-    uint64_t id; /* 0: to be created */
+    uint64_t id;  /* 0: to be created */
+    bool stopped; /* by Ctrl-C, after the prompt was read */
 } talk;
 
 static void print_more(void *user, sample *s)
@@ -280,6 +281,21 @@ static void print_more(void *user, sample *s)
     output(s->text.data + *printed, s->shown_text - *printed);
     *printed = s->shown_text;
     output_flush();
+}
+
+/* What the store would refuse after the text was generated. */
+static int check_name(const char *name)
+{
+    const size_t most = sizeof((xlstm_store_entry *)0)->name - 1;
+    if (strlen(name) > most)
+        return fail_usage("the session name has %zu bytes, expected at most %zu", strlen(name), most);
+    if (strspn(name, "0123456789") == strlen(name))
+        return fail_usage("the session name is \"%s\", expected one with a letter in it: sessions are found by number, too",
+                          name);
+    for (const char *p = name; *p; p++)
+        if ((unsigned char)*p < 0x20 || *p == 0x7f)
+            return fail_usage("the session name holds a control character");
+    return EXIT_OK;
 }
 
 /* Brings the session to where it was left. */
@@ -291,7 +307,7 @@ static int take_up(talk *t, xlstm_store *store, const char *name)
     if (xlstm_session_new(&t->session, t->model, &err))
         return fail_error(&err);
     if (xlstm_store_find(&e, store, name, &err))
-        return t->o->create ? EXIT_OK : fail_error(&err);
+        return t->o->create && err.code == XLSTM_E_ARGUMENT ? check_name(name) : fail_error(&err);
     t->id = e.id;
     int status = xlstm_store_load(&state, store, t->model, e.id, true, &err) ? fail_error(&err) : EXIT_OK;
     if (status == EXIT_OK && xlstm_state_restore(t->session, state, &err))
@@ -329,6 +345,8 @@ static int say(talk *t, sampling_options *sampling)
                            : read_ids(t->session, &first, 1, &c, &t->o->model);
     else if (status == EXIT_OK && !xlstm_session_logits(t->session))
         status = fail("the session ends without logits to go on from; give a prompt with -p");
+    if (status == EXIT_INTERRUPTED)
+        complain("interrupted while reading the prompt; nothing was stored");
     if (status == EXIT_OK && xlstm_state_snapshot(&before, t->session, &err))
         status = fail_error(&err);
     if (status == EXIT_OK)
@@ -344,6 +362,7 @@ static int say(talk *t, sampling_options *sampling)
         print_more(&printed, &s);
         output("\n", 1);
     }
+    t->stopped = s.reason == STOP_INTERRUPT && !output_broken();
     interrupt_clear();
     if (status == EXIT_OK)
         status = sample_settle(&s, before, t->tokenizer, &t->o->model);
@@ -364,6 +383,8 @@ static int resume(const session_options *o, xlstm_store *store, char **arguments
     for (size_t i = 0; i < sampling.stop.n && o->prompt.escape; i++) {
         size_t size = strlen(sampling.stop.items[i]);
         unescape(sampling.stop.items[i], &size);
+        if (strlen(sampling.stop.items[i]) != size)
+            return fail_usage("--stop holds a NUL character, expected a text without one");
     }
     int status = open_model(&t.model, &o->model, false);
     if (status == EXIT_OK && !(t.tokenizer = need_tokenizer(t.model, "session resume")))
@@ -376,6 +397,8 @@ static int resume(const session_options *o, xlstm_store *store, char **arguments
         status = say(&t, &sampling);
     if (status == EXIT_OK)
         status = put_back(&t, store, arguments[0]);
+    if (status == EXIT_OK && t.stopped)
+        status = EXIT_INTERRUPTED;
     xlstm_session_free(t.session);
     xlstm_model_free(t.model);
     return status;

@@ -112,6 +112,8 @@ static int convert_lines(const xlstm_tokenizer *tokenizer, const tokenize_option
         snprintf(place.name, sizeof place.name, "line %lu", number);
         status = convert_line(tokenizer, o, line, (size_t)size, &place);
     }
+    if (ferror(stdin))
+        status = fail("cannot read standard input: %s", strerror(errno));
     free(line);
     return status;
 }

@@ -319,9 +319,15 @@ static bool blob_in_use(xlstm_store *s, const char *blob)
     return used;
 }
 
+static bool is_number(const char *name)
+{
+    return name[0] != '\0' && strspn(name, "0123456789") == strlen(name);
+}
+
 static int check_name(const char *name, xlstm_error *err)
 {
     if (name == NULL) return XLSTM_OK;
+    if (name[0] == '\0') return xl_fail(err, XLSTM_E_ARGUMENT, "the session name is empty");
     if (strlen(name) >= sizeof(((xlstm_store_entry *)0)->name)) {
         return xl_fail(err, XLSTM_E_ARGUMENT, "the session name has %zu bytes, expected at most %zu", strlen(name),
                        sizeof(((xlstm_store_entry *)0)->name) - 1);
@@ -331,12 +337,16 @@ static int check_name(const char *name, xlstm_error *err)
             return xl_fail(err, XLSTM_E_ARGUMENT, "the session name holds a control character");
         }
     }
+    if (is_number(name)) {
+        return xl_fail(err, XLSTM_E_ARGUMENT,
+                       "the session name is \"%s\", expected one with a letter in it: sessions are found by number, too", name);
+    }
     return XLSTM_OK;
 }
 
 static void bind_name(sqlite3_stmt *q, int index, const char *name)
 {
-    if (name != NULL && name[0] != '\0') {
+    if (name != NULL) {
         sqlite3_bind_text(q, index, name, -1, SQLITE_STATIC);
     } else {
         sqlite3_bind_null(q, index);
@@ -440,6 +450,7 @@ int xlstm_store_fork(uint64_t *id, xlstm_store *s, uint64_t source, const char *
 
 int xlstm_store_rename(xlstm_store *s, uint64_t id, const char *name, xlstm_error *err)
 {
+    if (name != NULL && name[0] == '\0') name = NULL;
     int result = check_name(name, err);
     if (result == XLSTM_OK) result = begin(s, err);
     if (result != XLSTM_OK) return result;
@@ -588,9 +599,8 @@ static void read_entry(sqlite3_stmt *q, xlstm_store_entry *e)
 int xlstm_store_find(xlstm_store_entry *out, xlstm_store *s, const char *name, xlstm_error *err)
 {
     sqlite3_stmt *q;
-    char *rest;
-    unsigned long long id = strtoull(name, &rest, 10);
-    if (rest == name || *rest != '\0' || id > INT64_MAX) id = 0;
+    unsigned long long id = is_number(name) ? strtoull(name, NULL, 10) : 0;
+    if (id > INT64_MAX) id = 0;
     pthread_mutex_lock(&s->read_lock);
     int result = db_prepare(s, s->reader, &q, COLUMNS "WHERE name = ?1 OR id = ?2 ORDER BY name IS NOT ?1 LIMIT 1", err);
     if (result == XLSTM_OK) {

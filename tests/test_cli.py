@@ -795,6 +795,26 @@ class Numbers(Case):
         for flags in (["--thread-counts", "0"], ["--batch", "0"], ["--activations", "f7"], ["--type", "bf16"]):
             self.assertEqual(run("bench", *flags)[0], 2, flags)
 
+    def test_bench_names_the_wrong_option(self):
+        for flags, says in ((["--batch", "4097"], ("--batch:", "1 to 4096", "4097")), (["--batch", "1,0"], ("--batch:", "found 0")),
+                            (["--prompt-lengths", "1000001"], ("--prompt-lengths:", "1000000", "1000001")),
+                            (["--thread-counts", "9999"], "--thread-counts:"), (["--type", "foo"], ("--type:", "'foo'")),
+                            (["--activations", "q8_0"], ("--activations:", "float32", "q8_0"))):
+            self.assertNotIn("--dtype", self.fails(2, "bench", "--preset", "tiny", *flags, says=says))
+
+    def test_bench_ends_soon_after_ctrl_c(self):
+        for wait in 0.5, 1.5, 3:  # while the limits are first measured, and later
+            process = subprocess.Popen([PROGRAM, "bench", "--preset", "tiny", "-r", "100", "--json"], stdout=subprocess.PIPE,
+                                       stderr=subprocess.PIPE, env=clean_environment())
+            time.sleep(wait)
+            started = time.time()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+            self.assertEqual((process.returncode, err), (130, b""))
+            self.assertLess(time.time() - started, 2)  # about a tenth of that on a quiet machine
+            if out:
+                json.loads(out)
+
     def test_roofline_plots(self):
         names = ("cpu,backend,threads,model,weights,activations,state,test,batch,length,tokens_per_second,spread,gb_per_second,"
                  "gflop_per_second,read_gb_per_second,read_share,kernel_peak,kernel_gflop_per_second,kernel_share,best_peak,"
@@ -913,6 +933,86 @@ class Chat(Case):
         self.assertIn("its own", self.talk("Hello", expected=1, more=["-m", model])[1])
         self.assertNotIn("its own", self.talk("Hello", more=["-m", model, "--chat-template", "plain"])[1])
         self.assertTrue(json.loads(self.ok("info", "-m", model, "--json"))["chat_template"])
+
+
+class Sessions(Case):
+    def session(self, *arguments):
+        return ["session", *arguments, "--store", self.path("store")]
+
+    def listed(self):
+        return json.loads(self.ok(*self.session("list", "--json")))
+
+    def start(self, *arguments):
+        return subprocess.Popen([PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                env=clean_environment())
+
+    def test_interrupted_text_is_kept(self):
+        process = self.start(*self.session("resume", "s", "--create", "-p", PROMPT, "--max-tokens", "1000000", "--ignore-eos"))
+        process.stdout.read(40)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 130, err)
+        self.assertTrue(out.endswith(b"\n"))
+        position = self.listed()[0]["position"]
+        self.assertGreater(position, 10)
+        self.ok(*self.session("resume", "s", "--max-tokens", 2))
+        self.assertEqual(self.listed()[0]["position"], position + 2)
+
+    def test_interrupted_while_reading(self):
+        write(self.path("long"), b"The king and the queen went to the forest. " * 40000)
+        process = self.start(*self.session("resume", "s", "--create", "-f", self.path("long"), "--backend", "reference"))
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        self.assertIn(process.returncode, (130, -signal.SIGINT))  # the latter if it came while the model was opened
+        self.assertEqual(out, b"")
+        if process.returncode == 130:
+            self.assertIn(b"interrupted while reading the prompt; nothing was stored", err)
+        self.assertEqual(self.listed(), [])
+
+    def test_names_are_refused_before_anything_is_said(self):
+        for name, says in (("a\nb", "control character"), ("n" * 300, "300 bytes"), ("7", "letter"), ("", "letter")):
+            self.fails(2, *self.session("resume", name, "--create", "-p", PROMPT), says=says)
+        self.fails(1, *self.session("resume", "7", "-p", PROMPT), says='no session "7"')
+        self.ok(*self.session("resume", "s", "--create", "-p", PROMPT, "--max-tokens", 1))
+        self.fails(1, *self.session("fork", "s", "--name", "1"), says="letter")
+        self.fails(1, *self.session("rename", "s", "1"), says="letter")
+        self.fails(1, *self.session("show", "+1"), says="no session")
+        self.ok(*self.session("resume", "1", "--create", "-p", PROMPT, "--max-tokens", 1))
+        self.assertEqual([e["name"] for e in self.listed()], ["s"])
+        self.ok(*self.session("rename", "1", ""))
+        self.assertEqual([e["name"] for e in self.listed()], [""])
+
+
+class Stops(Case):
+    """Stop rules that could never be met are refused, as are texts that a NUL would cut."""
+
+    def test_of_every_command(self):
+        for command in (["generate"], ["chat"], ["session", "resume", "s", "--create", "--store", self.path("store")]):
+            prompt = [] if command == ["chat"] else ["-p", PROMPT]
+            for flags, says in ((["--stop="], "--stop is empty"), (["--stop-id", "99999"], ("--stop-id: 99999", "4095")),
+                                (["--escape", "--stop", r"\0"], "--stop")):
+                self.fails(2, *command, *prompt, *flags, says=says)
+        for flags in (["--stop", r"a\0b"], ["--system", r"a\0b"], ["--user-prefix", r"\x00"]):
+            self.fails(2, "chat", "--escape", *flags, says=(flags[0], "NUL"))
+        self.fails(2, *command, "-p", PROMPT, "--escape", "--stop", r"a\0b", says="NUL")
+        self.fails(1, "chat", "--logit-bias", "99999=1", says="99999")
+
+    def test_turn_with_a_nul(self):
+        status, out, err = run("chat", "--max-tokens", 2, stdin=b"Hello\0there\n/list\n\0\n")
+        self.assertEqual((status, out), (1, b""))
+        self.assertEqual(err.count(b"NUL"), 2)
+        self.assertIn(b"main: 0 tokens", err)
+
+
+class UnreadableInput(Case):
+    def test_is_not_the_end_of_the_text(self):
+        folder = os.open(self.folder, os.O_RDONLY)
+        self.addCleanup(os.close, folder)
+        for command in (["chat"], ["tokenize"], ["tokenize", "--jsonl"], ["tokenize", "--jsonl", "--decode"]):
+            done = subprocess.run([PROGRAM, *command], stdin=folder, capture_output=True, env=clean_environment())
+            self.assertEqual((done.returncode, done.stdout), (1, b""), command)
+            self.assertEqual(done.stderr.count(b"cannot read standard input: Is a directory"), 1)
 
 
 class Terminal(Case):

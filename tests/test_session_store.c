@@ -107,15 +107,18 @@ static void test_life_of_a_session(void **unused)
     OK(xlstm_store_find(&e, s, "2", &err));
     assert_int_equal(e.id, b);
     assert_string_equal(e.name, "");
-    OK(xlstm_store_rename(s, fork, "2", &err)); /* a name goes before a number */
-    OK(xlstm_store_find(&e, s, "2", &err));
-    assert_int_equal(e.id, fork);
+    const char *const not_numbers[] = {" 2", "+2", "2 ", "-2", "", "0x2", "18446744073709551618"};
+    for (size_t i = 0; i < XL_COUNT(not_numbers); i++) {
+        REFUSED(xlstm_store_find(&e, s, not_numbers[i], &err), XLSTM_E_ARGUMENT, "there is no session");
+    }
     OK(xlstm_store_list(&list, &n, s, &err));
     assert_int_equal(n, 3);
     xlstm_free(list);
+    OK(xlstm_store_rename(s, fork, "", &err)); /* takes the name away */
+    REFUSED(xlstm_store_find(&e, s, "second", &err), XLSTM_E_ARGUMENT, "no session \"second\"");
+    OK(xlstm_store_rename(s, fork, "2nd", &err));
     OK(xlstm_store_rename(s, fork, NULL, &err));
-    OK(xlstm_store_find(&e, s, "2", &err));
-    assert_int_equal(e.id, b);
+    REFUSED(xlstm_store_find(&e, s, "2nd", &err), XLSTM_E_ARGUMENT, "no session \"2nd\"");
 
     /* refusals, by name */
     uint64_t id = 0;
@@ -128,6 +131,11 @@ static void test_life_of_a_session(void **unused)
     REFUSED(xlstm_store_fork(&id, s, b, "first", &err), XLSTM_E_ARGUMENT, "named \"first\" already");
     REFUSED(xlstm_store_create(&id, s, states[0], name, &err), XLSTM_E_ARGUMENT, "128 bytes");
     REFUSED(xlstm_store_create(&id, s, states[0], "a\nb", &err), XLSTM_E_ARGUMENT, "control character");
+    REFUSED(xlstm_store_create(&id, s, states[0], "", &err), XLSTM_E_ARGUMENT, "empty");
+    REFUSED(xlstm_store_fork(&id, s, b, "", &err), XLSTM_E_ARGUMENT, "empty");
+    REFUSED(xlstm_store_create(&id, s, states[0], "1", &err), XLSTM_E_ARGUMENT, "\"1\", expected one with a letter");
+    REFUSED(xlstm_store_fork(&id, s, b, "007", &err), XLSTM_E_ARGUMENT, "\"007\", expected one with a letter");
+    REFUSED(xlstm_store_rename(s, b, "99", &err), XLSTM_E_ARGUMENT, "\"99\", expected one with a letter");
     REFUSED(xlstm_store_find(&e, s, "nobody", &err), XLSTM_E_ARGUMENT, "no session \"nobody\"");
     REFUSED(xlstm_store_load(&loaded, s, model, 99, true, &err), XLSTM_E_ARGUMENT, "no session 99");
     REFUSED(xlstm_store_save(s, 99, states[0], &err), XLSTM_E_ARGUMENT, "no session 99");
@@ -149,15 +157,39 @@ static void test_life_of_a_session(void **unused)
     fx_remove_tree(folder);
 }
 
-static void set_used(const char *folder, uint64_t id, int64_t used)
+static void run_sql(const char *folder, const char *sql)
 {
-    char *index = xl_join(folder, "index.db", NULL), sql[100];
+    char *index = xl_join(folder, "index.db", NULL);
     sqlite3 *db;
-    snprintf(sql, sizeof(sql), "UPDATE session SET used = %lld WHERE id = %llu", (long long)used, (unsigned long long)id);
     assert_int_equal(sqlite3_open(index, &db), SQLITE_OK);
     assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
     sqlite3_close(db);
     free(index);
+}
+
+static void set_used(const char *folder, uint64_t id, int64_t used)
+{
+    char sql[100];
+    snprintf(sql, sizeof(sql), "UPDATE session SET used = %lld WHERE id = %llu", (long long)used, (unsigned long long)id);
+    run_sql(folder, sql);
+}
+
+/* Names that are numbers, from before they were refused, are still found, and go before numbers. */
+static void test_old_names(void **unused)
+{
+    (void)unused;
+    char *folder = mk_folder();
+    xlstm_store *s = open_store(folder);
+    uint64_t first = create(s, 0, NULL), second = create(s, 1, "second");
+    run_sql(folder, "UPDATE session SET name = '1' WHERE name = 'second'");
+    xlstm_store_entry e;
+    OK(xlstm_store_find(&e, s, "1", &err));
+    assert_int_equal(e.id, second);
+    OK(xlstm_store_rename(s, second, NULL, &err));
+    OK(xlstm_store_find(&e, s, "1", &err));
+    assert_int_equal(e.id, first);
+    xlstm_store_close(s);
+    fx_remove_tree(folder);
 }
 
 static void test_expiry(void **unused)
@@ -308,16 +340,6 @@ static void test_killed_writer(void **unused)
 
 /* ---- hostile folders -------------------------------------------------------------------------------------------- */
 
-static void run_sql(const char *folder, const char *sql)
-{
-    char *index = xl_join(folder, "index.db", NULL);
-    sqlite3 *db;
-    assert_int_equal(sqlite3_open(index, &db), SQLITE_OK);
-    assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
-    sqlite3_close(db);
-    free(index);
-}
-
 static void test_hostile_index(void **unused)
 {
     (void)unused;
@@ -383,6 +405,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_life_of_a_session),
+        cmocka_unit_test(test_old_names),
         cmocka_unit_test(test_expiry),
         cmocka_unit_test(test_readers_beside_a_writer),
         cmocka_unit_test(test_killed_writer),
