@@ -369,6 +369,8 @@ static int interact(generation *g)
     }
     buffer_free(&line);
     line_free(reader);
+    if (ferror(stdin)) /* line_read has said so */
+        return EXIT_RUNTIME;
     return status == EXIT_INTERRUPTED ? EXIT_OK : status;
 }
 
@@ -427,6 +429,8 @@ static int run(const void *options, char **arguments, size_t n)
     for (size_t i = 0; i < g.sampling.stop.n && o->prompt.escape; i++) {
         size_t size = strlen(g.sampling.stop.items[i]);
         unescape(g.sampling.stop.items[i], &size);
+        if (strlen(g.sampling.stop.items[i]) != size)
+            return fail_usage("--stop holds a NUL character, expected a text without one");
     }
     prompt p = {0};
     status = open_model(&g.model, &o->model, false);

@@ -440,7 +440,7 @@ typedef struct xlstm_store_entry {
 
 XLSTM_API int xlstm_store_open(xlstm_store **out, const char *folder, xlstm_error *err);
 XLSTM_API void xlstm_store_close(xlstm_store *store);
-/* A new session; `name` may be NULL. */
+/* A new session; `name` may be NULL, but not empty and not a number. */
 XLSTM_API int xlstm_store_create(uint64_t *id, xlstm_store *store, const xlstm_state *state, const char *name,
                                  xlstm_error *err);
 /* Replaces the state of a session. */

@@ -480,7 +480,7 @@ class Outputs(Case):
 
     def test_closed_streams(self):
         """A closed standard stream is not mistaken for a file that is opened later."""
-        for command in ("generate -f - --max-tokens 3", "generate -i", "perplexity -f -", "tokenize -"):
+        for command in ("generate -f - --max-tokens 3", "generate -i", "perplexity -f -", "tokenize"):
             done = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", PROGRAM, *command.split()], capture_output=True,
                                   env=clean_environment(), timeout=60)
             self.assertEqual(done.returncode, 1, (command, done))

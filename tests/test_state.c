@@ -637,6 +637,8 @@ static void test_weighted_sums(void **unused)
     xlstm_state_free(mix);
     const double bad[] = {1, INFINITY};
     REFUSED(xlstm_state_mix(&mix, pair, bad, 2, &err), XLSTM_E_ARGUMENT, "weight 2");
+    const double vast[2] = {1e300, 1e300};
+    REFUSED(xlstm_state_mix(&mix, pair, vast, 2, &err), XLSTM_E_ARGUMENT, "expected smaller weights");
     REFUSED(xlstm_state_mix(&mix, pair, bad, 0, &err), XLSTM_E_ARGUMENT, "no states");
     mk_model twin = small;
     twin.seed = 9;
