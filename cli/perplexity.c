@@ -47,17 +47,18 @@ static const char base_magic[8] = {'x', 'L', 'S', 'T', 'M', 'k', 'l', 'b'};
 typedef struct base_file {
     FILE *file; /* NULL: none */
     const char *path;
-    char *temporary; /* being written; renamed at the end */
+    char *target, *temporary; /* being written: what links lead to, and the file that is renamed to that at the end */
     uint64_t rows;
 } base_file;
 
 static int base_create(base_file *b, const char *path, uint32_t vocab_size, const int32_t *targets, uint64_t n)
 {
+    char *target = realpath(path, NULL);
+    if (!target) /* not there yet */
+        target = must(strdup(path));
     buffer name = {0};
-    char *real = realpath(path, NULL); /* links are followed */
-    buffer_addf(&name, "%s.partial", real ? real : path);
-    free(real);
-    *b = (base_file){.path = path, .temporary = name.data, .rows = n};
+    buffer_addf(&name, "%s.partial", target);
+    *b = (base_file){.path = path, .target = target, .temporary = name.data, .rows = n};
     b->file = fopen(b->temporary, "wb");
     base_header h = {.version = 1, .vocab_size = vocab_size, .rows = n};
     memcpy(h.magic, base_magic, sizeof h.magic);
@@ -72,13 +73,12 @@ static int base_finish(base_file *b, int status)
     written = b->file && fclose(b->file) == 0 && written;
     b->file = NULL;
     if (b->temporary) {
-        char *real = realpath(b->path, NULL);
-        if (status == EXIT_OK && (!written || rename(b->temporary, real ? real : b->path)))
+        if (status == EXIT_OK && (!written || rename(b->temporary, b->target)))
             status = fail("%s: cannot write: %s", b->path, strerror(errno));
         if (status != EXIT_OK)
             remove(b->temporary);
-        free(real);
     }
+    free(b->target);
     free(b->temporary);
     return status;
 }

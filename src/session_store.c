@@ -5,8 +5,9 @@
  * Crash safety. A state is written to a file of a new random name and synced before the index points to it in a durable
  * transaction; the file it replaces is removed after that. Killed anywhere, the index names whole files; at worst a file
  * that nothing names is left, which expire sweeps up. Writers hold SQLite's write lock from before the file is written, so
- * that the sweep never meets a file on its way in. Readers never wait: they use a second connection, and a file that is
- * replaced under them is looked up again.
+ * that the sweep never meets a file on its way in. Readers use a second connection and wait for nobody, but up to
+ * TOUCH_BUSY_MS for another process where a session long idle is used; a file that is replaced under them is looked up
+ * again.
  */
 #include "state.h"
 
@@ -74,10 +75,11 @@ static int no_session(xlstm_error *err, const xlstm_store *s, uint64_t id)
 
 /* ---- uses -------------------------------------------------------------------------------------------------------- */
 
-/* Brings noted uses into the index: not durable, and left for later while others write or, if `urgent`, write for long. */
-static void flush_touched(xlstm_store *s, bool urgent)
+/* Brings noted uses into the index, not durable. They are left for later while this handle's other threads write, unless it is
+ * to `wait`, or another process does for longer than `busy_ms`. */
+static void flush_touched(xlstm_store *s, bool wait, int busy_ms)
 {
-    if (urgent)
+    if (wait)
         pthread_mutex_lock(&s->write_lock);
     else if (pthread_mutex_trylock(&s->write_lock) != 0)
         return;
@@ -87,7 +89,7 @@ static void flush_touched(xlstm_store *s, bool urgent)
     memcpy(uses, s->touched, n * sizeof(*uses));
     pthread_mutex_unlock(&s->read_lock);
     sqlite3_stmt *q = NULL;
-    sqlite3_busy_timeout(s->writer, urgent ? TOUCH_BUSY_MS : 0);
+    sqlite3_busy_timeout(s->writer, busy_ms);
     bool done = n > 0 && db_run(s, s->writer, "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE", NULL) == XLSTM_OK;
     if (done) {
         if (db_prepare(s, s->writer, &q, "UPDATE session SET used = max(used, ?) WHERE id = ?", NULL) == XLSTM_OK) {
@@ -132,14 +134,14 @@ static void touch(xlstm_store *s, uint64_t id, int64_t used)
     const int64_t now = time(NULL);
     if (now - used < TOUCH_LEAST) return;
     if (!note(s, id, now)) {
-        flush_touched(s, true);
+        flush_touched(s, false, TOUCH_BUSY_MS);
         (void)note(s, id, now);
     }
     pthread_mutex_lock(&s->read_lock);
     bool due = xl_now() - s->first_touched > TOUCH_DELAY;
     pthread_mutex_unlock(&s->read_lock);
     const bool urgent = now - used > TOUCH_MOST;
-    if (urgent || due) flush_touched(s, urgent);
+    if (urgent || due) flush_touched(s, false, urgent ? TOUCH_BUSY_MS : 0);
 }
 
 /* ---- opening ---------------------------------------------------------------------------------------------------- */
@@ -216,7 +218,7 @@ int xlstm_store_open(xlstm_store **out, const char *folder, xlstm_error *err)
 void xlstm_store_close(xlstm_store *s)
 {
     if (s == NULL) return;
-    if (s->n_touched > 0) flush_touched(s, true);
+    if (s->n_touched > 0) flush_touched(s, true, TOUCH_BUSY_MS);
     sqlite3_finalize(s->lookup);
     sqlite3_close(s->reader);
     sqlite3_close(s->writer);
@@ -516,7 +518,7 @@ int xlstm_store_expire(size_t *removed, xlstm_store *s, int64_t seconds, xlstm_e
 {
     if (removed != NULL) *removed = 0;
     if (seconds < 0) return xl_fail(err, XLSTM_E_ARGUMENT, "expected seconds of 0 or more, found %lld", (long long)seconds);
-    flush_touched(s, true);
+    flush_touched(s, true, TOUCH_BUSY_MS);
     int result = begin(s, err);
     if (result != XLSTM_OK) return result;
     sqlite3_stmt *q;

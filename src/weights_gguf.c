@@ -428,7 +428,7 @@ static int add_template(char **config, const header *h, const char *template)
 {
     const char *text = *config != NULL ? *config : "{}";
     json_t *root;
-    int result = xl_json_parse(&root, text, strlen(text), "xlstm.tokenizer_config", true, NULL);
+    int result = xl_json_parse(&root, text, strlen(text), "xlstm.tokenizer_config", false, NULL);
     if (result == XLSTM_E_FORMAT) return XLSTM_OK; /* what is wrong with it, the tokenizer says */
     if (root == NULL) return xl_fail(h->err, XLSTM_E_MEMORY, "%s: out of memory while reading the tokenizer", h->path);
     if (!xl_json_utf8(template, strlen(template))) {

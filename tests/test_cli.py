@@ -462,6 +462,20 @@ class Outputs(Case):
         self.assertTrue(stat.S_ISFIFO(os.stat(self.path("pipe")).st_mode))
         self.assertEqual(sorted(os.listdir(self.folder)), ["dangling", "folder", "pipe", "text"])
 
+    def test_a_tokenizer_without_a_limit_is_converted(self):
+        """transformers writes 10^30 for a tokenizer without a limit."""
+        model = self.model_copy()
+        config = json.loads(read(os.path.join(MODEL, "tokenizer_config.json")))
+        config.update(model_max_length=1000000000000000019884624838656, chat_template="{{ messages }}")
+        os.remove(os.path.join(model, "tokenizer_config.json"))
+        write(os.path.join(model, "tokenizer_config.json"), json.dumps(config).encode())
+        self.ok("convert", "-q", model, self.path("x.gguf"))
+        for where in (model, self.path("x.gguf")):
+            facts = json.loads(self.ok("info", "-m", where, "--json"))
+            self.assertTrue(facts["chat_template"])
+            self.assertEqual(self.greedy("-m", where, "-p", PROMPT, "--max-tokens", 5)["ids"],
+                             self.greedy("-p", PROMPT, "--max-tokens", 5)["ids"])
+
     def test_links_are_followed(self):
         for command, option in (("generate", "--state-out"), ("perplexity", "--kl-base")):
             write(self.path("target"), b"")
