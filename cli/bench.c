@@ -116,12 +116,19 @@ typedef struct limits {
     double read, kernel, best; /* bytes or operations a second; 0: not known */
 } limits;
 
-/* ---- one measurement ---------------------------------------------------------------------------------------------- */
+/* One repetition. */
+typedef struct sample {
+    double seconds; /* of one step or of one prompt */
+    limits limit;   /* mean of what was measured right before and right after */
+} sample;
+
+/* ---- shares of limits ------------------------------------------------------------------------------------------------ */
 
 typedef struct outcome {
     const char *test;
     uint32_t batch, length;
     double tokens_per_second, spread; /* median; (max - min) / median */
+    double gain;                      /* median of tokens a second by those of the first batch in the same round; 0: none */
     double bytes, operations;         /* of one step or of one prompt */
     double seconds;                   /* median of it */
     limits limit;                     /* medians of what the machine could do, measured alongside */
@@ -178,128 +185,42 @@ static limits measure_limits(const bench *b)
     return l;
 }
 
-/* Share of a limit that the rounds' rates have, each against the mean of the limit before and after it. */
-static double share(double *scratch, const double *seconds, size_t n, double work, const limits *l, size_t member)
+static limits between(const limits *a, const limits *b)
 {
-    for (size_t i = 0; i < n; i++) {
-        double before, after;
-        memcpy(&before, (const char *)&l[i] + member, sizeof before);
-        memcpy(&after, (const char *)&l[i + 1] + member, sizeof after);
-        scratch[i] = before + after > 0 ? work / seconds[i] / (0.5 * (before + after)) : 0;
-    }
-    return median(scratch, n);
+    return (limits){0.5 * (a->read + b->read), 0.5 * (a->kernel + b->kernel), 0.5 * (a->best + b->best)};
 }
 
-static double middle_limit(double *scratch, size_t n, const limits *l, size_t member)
+static double member_of(const limits *l, size_t member)
 {
-    for (size_t i = 0; i <= n; i++)
-        memcpy(&scratch[i], (const char *)&l[i] + member, sizeof *scratch);
-    return median(scratch, n + 1);
+    double value;
+    memcpy(&value, (const char *)l + member, sizeof value);
+    return value;
 }
 
-/* seconds [n], l [n + 1] */
-static void finish(outcome *r, double *seconds, const limits *l, size_t n, double tokens)
+/* Median of a limit, and of the shares of it that `work` in each sample's time is. */
+static void judge(double *scratch, const sample *s, size_t n, double work, size_t member, double *limit, double *share)
 {
-    double *scratch = must(calloc(n + 1, sizeof *scratch));
-    r->read_share = share(scratch, seconds, n, r->bytes, l, offsetof(limits, read));
-    r->kernel_share = share(scratch, seconds, n, r->operations, l, offsetof(limits, kernel));
-    r->best_share = share(scratch, seconds, n, r->operations, l, offsetof(limits, best));
-    r->limit.read = middle_limit(scratch, n, l, offsetof(limits, read));
-    r->limit.kernel = middle_limit(scratch, n, l, offsetof(limits, kernel));
-    r->limit.best = middle_limit(scratch, n, l, offsetof(limits, best));
-    free(scratch);
-    r->seconds = median(seconds, n);
+    for (size_t i = 0; i < n; i++)
+        scratch[i] = member_of(&s[i].limit, member);
+    *limit = median(scratch, n);
+    for (size_t i = 0; i < n; i++)
+        scratch[i] = member_of(&s[i].limit, member) > 0 ? work / s[i].seconds / member_of(&s[i].limit, member) : 0;
+    *share = median(scratch, n);
+}
+
+/* Of n samples in which `tokens` were read or written each; r has bytes and operations. */
+static void finish(outcome *r, const sample *s, size_t n, double tokens)
+{
+    double *scratch = must(calloc(n, sizeof *scratch));
+    judge(scratch, s, n, r->bytes, offsetof(limits, read), &r->limit.read, &r->read_share);
+    judge(scratch, s, n, r->operations, offsetof(limits, kernel), &r->limit.kernel, &r->kernel_share);
+    judge(scratch, s, n, r->operations, offsetof(limits, best), &r->limit.best, &r->best_share);
+    for (size_t i = 0; i < n; i++)
+        scratch[i] = s[i].seconds;
+    r->seconds = median(scratch, n);
     r->tokens_per_second = tokens / r->seconds;
-    r->spread = (seconds[n - 1] - seconds[0]) / r->seconds;
-}
-
-static int measure_decode(bench *b, uint32_t batch, outcome *r)
-{
-    const size_t n = 3 * b->o->repetitions; /* of a third of a second: memory can change its mind within seconds */
-    xlstm_session **sessions = must(calloc(batch, sizeof *sessions)); /* NOLINT(bugprone-sizeof-expression) */
-    xlstm_segment *segments = must(calloc(batch, sizeof *segments));
-    int32_t *ids = must(calloc(batch, sizeof *ids));
-    double *seconds = must(calloc(n, sizeof *seconds));
-    limits *l = must(calloc(n + 1, sizeof *l));
-    xlstm_error err = {0};
-    int code = XLSTM_OK;
-    for (uint32_t i = 0; i < batch && !code; i++) {
-        code = xlstm_session_new(&sessions[i], b->model, &err);
-        ids[i] = any_id(b, i);
-        segments[i] = (xlstm_segment){.session = sessions[i], .tokens = &ids[i], .count = 1, .want = XLSTM_WANT_LAST};
-    }
-    uint64_t steps = b->o->tokens, done = 0, hash = 0;
-    for (size_t round = 0; round <= n && !code; round++) {
-        const uint64_t count = round == 0 ? 2 : steps;
-        const double started = now();
-        for (uint64_t s = 0; s < count && !code && !interrupted(); s++, done++) {
-            code = xlstm_evaluate(b->model, segments, batch, &err);
-            for (uint32_t i = 0; i < batch; i++)
-                ids[i] = any_id(b, (done + 1) * batch + i);
-        }
-        if (interrupted())
-            break;
-        const double taken = (now() - started) / (double)count;
-        if (round > 0)
-            seconds[round - 1] = taken;
-        else if (!steps) /* the warm-up also tells how many steps that takes */
-            steps = (uint64_t)(0.33 / taken) + 1;
-        if (round == 0 && !code) /* the same number of steps in every run */
-            hash = XXH3_64bits(xlstm_session_logits(sessions[0]), b->info->vocab_size * sizeof(float));
-        l[round] = measure_limits(b);
-    }
-    const bool stopped = interrupted();
-    if (!code && !stopped) {
-        *r = (outcome){.test = "decode", .batch = batch, .length = 1};
-        r->bytes = b->step_bytes + batch * b->state_bytes;
-        r->operations = batch * (b->token_operations + b->head_operations);
-        r->hash = hash;
-        finish(r, seconds, l, n, batch);
-    }
-    for (uint32_t i = 0; i < batch; i++)
-        xlstm_session_free(sessions[i]);
-    free(sessions);
-    free(segments);
-    free(ids);
-    free(seconds);
-    free(l);
-    return code ? fail_error(&err) : stopped ? EXIT_INTERRUPTED : EXIT_OK;
-}
-
-static int measure_prefill(bench *b, uint32_t length, outcome *r)
-{
-    const uint32_t pass = xlstm_model_get_info(b->model)->max_rows;
-    const size_t n = b->o->repetitions;
-    int32_t *ids = must(calloc(length, sizeof *ids));
-    double *seconds = must(calloc(n, sizeof *seconds));
-    limits *l = must(calloc(n + 1, sizeof *l));
-    for (uint32_t i = 0; i < length; i++)
-        ids[i] = any_id(b, i);
-    xlstm_session *session;
-    xlstm_error err = {0};
-    int code = xlstm_session_new(&session, b->model, &err);
-    for (size_t round = 0; round <= n && !code && !interrupted(); round++) { /* the first is a warm-up */
-        code = xlstm_session_reset(session, &err);
-        const double started = now();
-        if (!code)
-            code = xlstm_prefill(session, ids, length, &err);
-        if (round > 0)
-            seconds[round - 1] = now() - started;
-        l[round] = measure_limits(b);
-    }
-    const bool stopped = interrupted();
-    if (!code && !stopped) {
-        *r = (outcome){.test = "prefill", .batch = 1, .length = length};
-        r->bytes = ((length + pass - 1) / pass) * b->step_bytes + b->state_bytes;
-        r->operations = b->token_operations * length + b->head_operations;
-        r->hash = XXH3_64bits(xlstm_session_logits(session), b->info->vocab_size * sizeof(float));
-        finish(r, seconds, l, n, length);
-    }
-    xlstm_session_free(session);
-    free(ids);
-    free(seconds);
-    free(l);
-    return code ? fail_error(&err) : stopped ? EXIT_INTERRUPTED : EXIT_OK;
+    r->spread = (scratch[n - 1] - scratch[0]) / r->seconds;
+    free(scratch);
 }
 
 /* ---- what a token costs ------------------------------------------------------------------------------------------- */
@@ -332,24 +253,33 @@ static const char *type_name(const xlstm_resolved *r)
     return xlstm_dtype_name(r->dtype);
 }
 
+/* `none` where there is no gain. */
+static const char *gain_text(char gain[16], const char *format, const outcome *r, const char *none)
+{
+    snprintf(gain, 16, format, r->gain);
+    return r->gain > 0 ? gain : none;
+}
+
 static void print_json(const bench *b, const outcome *r)
 {
     const xlstm_model_info *i = b->info;
     const bool decode = !strcmp(r->test, "decode");
+    char gain[16];
     outputf("%s\n  {\"model\":", b->any ? "," : "");
     output_json_string(b->name, strlen(b->name));
     outputf(",\"backend\":");
     output_json_string(i->backend, strlen(i->backend));
     outputf(",\"threads\":%u,\"weights\":\"%s\",\"activations\":\"%s\",\"state\":\"%s\",\"test\":\"%s\",\"batch\":%u,"
-            "\"length\":%u,\"tokens_per_second\":%.6g,\"spread\":%.4f,\"gb_per_second\":%.6g,\"gflop_per_second\":%.6g,"
-            "\"read_gb_per_second\":%.6g,\"read_share\":%.4f,\"kernel_peak\":\"%s\",\"kernel_gflop_per_second\":%.6g,"
-            "\"kernel_share\":%.4f,\"best_peak\":\"%s\",\"best_gflop_per_second\":%.6g,\"best_share\":%.4f,\"share\":%.4f,"
+            "\"length\":%u,\"tokens_per_second\":%.6g,\"spread\":%.4f,\"gain\":%s,\"gb_per_second\":%.6g,"
+            "\"gflop_per_second\":%.6g,\"read_gb_per_second\":%.6g,\"read_share\":%.4f,\"kernel_peak\":\"%s\","
+            "\"kernel_gflop_per_second\":%.6g,\"kernel_share\":%.4f,\"best_peak\":\"%s\",\"best_gflop_per_second\":%.6g,"
+            "\"best_share\":%.4f,\"share\":%.4f,"
             "\"flop_per_byte\":%.6g,\"logits_hash\":\"%016llx\"}",
             b->threads, type_name(&i->weights), type_name(&i->activations), type_name(&i->state), r->test, r->batch,
-            r->length, r->tokens_per_second, r->spread, r->bytes / r->seconds / GIGA, r->operations / r->seconds / GIGA,
-            r->limit.read / GIGA, r->read_share, b->yard.kernel_name, r->limit.kernel / GIGA, r->kernel_share,
-            b->yard.best_name, r->limit.best / GIGA, r->best_share, decode ? r->read_share : r->kernel_share,
-            r->operations / r->bytes, (unsigned long long)r->hash);
+            r->length, r->tokens_per_second, r->spread, gain_text(gain, "%.4g", r, "null"), r->bytes / r->seconds / GIGA,
+            r->operations / r->seconds / GIGA, r->limit.read / GIGA, r->read_share, b->yard.kernel_name,
+            r->limit.kernel / GIGA, r->kernel_share, b->yard.best_name, r->limit.best / GIGA, r->best_share,
+            decode ? r->read_share : r->kernel_share, r->operations / r->bytes, (unsigned long long)r->hash);
 }
 
 /* A CSV field; quoted if it has to be. */
@@ -368,8 +298,9 @@ static void output_csv(const char *text)
 static void print_csv(const bench *b, const outcome *r)
 {
     const xlstm_model_info *i = b->info;
+    char gain[16];
     if (!b->any)
-        outputf("cpu,backend,threads,model,weights,activations,state,test,batch,length,tokens_per_second,spread,"
+        outputf("cpu,backend,threads,model,weights,activations,state,test,batch,length,tokens_per_second,spread,gain,"
                 "gb_per_second,gflop_per_second,read_gb_per_second,read_share,kernel_peak,kernel_gflop_per_second,"
                 "kernel_share,best_peak,best_gflop_per_second,best_share,flop_per_byte,logits_hash\n");
     output_csv(machine_cpu());
@@ -377,11 +308,11 @@ static void print_csv(const bench *b, const outcome *r)
     output_csv(i->backend);
     outputf(",%u,", b->threads);
     output_csv(b->name);
-    outputf(",%s,%s,%s,%s,%u,%u,%.6g,%.4f,%.6g,%.6g,%.6g,%.4f,%s,%.6g,%.4f,%s,%.6g,%.4f,%.6g,%016llx\n",
+    outputf(",%s,%s,%s,%s,%u,%u,%.6g,%.4f,%s,%.6g,%.6g,%.6g,%.4f,%s,%.6g,%.4f,%s,%.6g,%.4f,%.6g,%016llx\n",
             type_name(&i->weights), type_name(&i->activations), type_name(&i->state), r->test, r->batch, r->length,
-            r->tokens_per_second, r->spread, r->bytes / r->seconds / GIGA, r->operations / r->seconds / GIGA,
-            r->limit.read / GIGA, r->read_share, b->yard.kernel_name, r->limit.kernel / GIGA, r->kernel_share,
-            b->yard.best_name, r->limit.best / GIGA, r->best_share, r->operations / r->bytes,
+            r->tokens_per_second, r->spread, gain_text(gain, "%.4g", r, ""), r->bytes / r->seconds / GIGA,
+            r->operations / r->seconds / GIGA, r->limit.read / GIGA, r->read_share, b->yard.kernel_name,
+            r->limit.kernel / GIGA, r->kernel_share, b->yard.best_name, r->limit.best / GIGA, r->best_share, r->operations / r->bytes,
             (unsigned long long)r->hash);
 }
 
@@ -401,7 +332,7 @@ static void print_row(const bench *b, const outcome *r)
     const xlstm_model_info *i = b->info;
     const bool md = b->o->md, decode = !strcmp(r->test, "decode");
     const char *bar = md ? "| " : "", *gap = md ? " | " : "  ", *end = md ? " |" : "";
-    char limit[64], part[16], best[64], best_part[16], spread[16];
+    char limit[64], part[16], best[64], best_part[16], spread[16], gain[16];
     if (decode)
         limit_text(limit, part, r->limit.read, r->read_share, b->yard.read_name);
     else
@@ -409,16 +340,16 @@ static void print_row(const bench *b, const outcome *r)
     limit_text(best, best_part, decode ? 0 : r->limit.best, r->best_share, b->yard.best_name);
     snprintf(spread, sizeof spread, "%.1f%%", 100 * r->spread);
     if (!b->any)
-        outputf("%s%-9s%s%-11s%s%-8s%s%7s%s%-7s%s%5s%s%6s%s%9s%s%7s%s%14s%s%-20s%s%6s%s%-20s%s%6s%s%-16s%s\n%s", bar,
+        outputf("%s%-9s%s%-11s%s%-8s%s%7s%s%-7s%s%5s%s%6s%s%9s%s%7s%s%6s%s%14s%s%-20s%s%6s%s%-20s%s%6s%s%-16s%s\n%s", bar,
                 "weights", gap, "activations", gap, "state", gap, "threads", gap, "test", gap, "batch", gap, "length", gap,
-                "tok/s", gap, "spread", gap, "rate", gap, "limit of the kernel", gap, "share", gap, "limit of the chip",
-                gap, "share", gap, "logits", end,
-                md ? "|---|---|---|--:|---|--:|--:|--:|--:|--:|---|--:|---|--:|---|\n" : "");
-    outputf("%s%-9s%s%-11s%s%-8s%s%7u%s%-7s%s%5u%s%6u%s%9.2f%s%7s%s%6.1f %-7s%s%-20s%s%6s%s%-20s%s%6s%s%016llx%s\n", bar,
+                "tok/s", gap, "spread", gap, "gain", gap, "rate", gap, "limit of the kernel", gap, "share", gap,
+                "limit of the chip", gap, "share", gap, "logits", end,
+                md ? "|---|---|---|--:|---|--:|--:|--:|--:|--:|--:|---|--:|---|--:|---|\n" : "");
+    outputf("%s%-9s%s%-11s%s%-8s%s%7u%s%-7s%s%5u%s%6u%s%9.2f%s%7s%s%6s%s%6.1f %-7s%s%-20s%s%6s%s%-20s%s%6s%s%016llx%s\n", bar,
             type_name(&i->weights), gap, type_name(&i->activations), gap, type_name(&i->state), gap, b->threads, gap,
             r->test, gap, r->batch, gap, r->length, gap, r->tokens_per_second, gap, spread, gap,
-            (decode ? r->bytes : r->operations) / r->seconds / GIGA, decode ? "GB/s" : "GFLOP/s", gap, limit, gap, part,
-            gap, best, gap, best_part, gap, (unsigned long long)r->hash, end);
+            gain_text(gain, "%.2f", r, "-"), gap, (decode ? r->bytes : r->operations) / r->seconds / GIGA,
+            decode ? "GB/s" : "GFLOP/s", gap, limit, gap, part, gap, best, gap, best_part, gap, (unsigned long long)r->hash, end);
 }
 
 static void print_outcome(bench *b, const outcome *r)
@@ -446,6 +377,138 @@ static void print_machine(bench *b)
     b->printed = true;
 }
 
+/* ---- measuring ---------------------------------------------------------------------------------------------------- */
+
+/* Sequences that are decoded together, the first `batch` of `segments`. */
+typedef struct decoding {
+    bench *b;
+    xlstm_session **sessions;
+    xlstm_segment *segments;
+    int32_t *ids;
+    xlstm_error err;
+} decoding;
+
+/* Seconds of one of `steps` steps of the first `batch` sequences; < 0: failed or interrupted. */
+static double decode_steps(decoding *d, uint32_t batch, uint64_t steps)
+{
+    const double started = now();
+    for (uint64_t s = 0; s < steps; s++) {
+        for (uint32_t i = 0; i < batch; i++)
+            d->ids[i] = any_id(d->b, s * batch + i);
+        if (interrupted() || xlstm_evaluate(d->b->model, d->segments, batch, &d->err))
+            return -1;
+    }
+    return (now() - started) / (double)steps;
+}
+
+/* A measurement of every batch in turn, again and again: so what the machine does meanwhile falls on all of them alike.
+ * samples [n_batches][n], hashes [n_batches] */
+static bool decode_rounds(decoding *d, const id_list *batches, sample *samples, size_t n, uint64_t *hashes)
+{
+    bench *b = d->b;
+    uint64_t *steps = must(calloc(batches->n, sizeof *steps));
+    limits before = {0};
+    bool good = true;
+    for (size_t round = 0; round <= n && good; round++) { /* the first is a warm-up */
+        for (size_t k = 0; k < batches->n && good; k++) {
+            const uint32_t batch = (uint32_t)batches->ids[k];
+            for (uint32_t i = 0; i < batch && good && round == 0; i++)
+                good = xlstm_session_reset(d->sessions[i], &d->err) == XLSTM_OK;
+            const double seconds = good ? decode_steps(d, batch, round == 0 ? 2 : steps[k]) : -1;
+            good = seconds >= 0;
+            const limits after = good ? measure_limits(b) : before;
+            if (round > 0)
+                samples[k * n + round - 1] = (sample){seconds, between(&before, &after)};
+            before = after;
+            if (round == 0 && good) { /* the same number of steps in every run; it also tells how many to measure */
+                hashes[k] = XXH3_64bits(xlstm_session_logits(d->sessions[0]), b->info->vocab_size * sizeof(float));
+                steps[k] = b->o->tokens ? b->o->tokens : (uint64_t)(0.33 / seconds) + 1;
+            }
+        }
+    }
+    free(steps);
+    return good && !interrupted();
+}
+
+static int measure_decode(bench *b, const id_list *batches)
+{
+    const size_t n = 3 * b->o->repetitions; /* of a third of a second: memory can change its mind within seconds */
+    uint32_t most = 0;
+    for (size_t k = 0; k < batches->n; k++)
+        most = (uint32_t)batches->ids[k] > most ? (uint32_t)batches->ids[k] : most;
+    decoding d = {.b = b};
+    d.sessions = must(calloc(most, sizeof *d.sessions)); /* NOLINT(bugprone-sizeof-expression) */
+    d.segments = must(calloc(most, sizeof *d.segments));
+    d.ids = must(calloc(most, sizeof *d.ids));
+    sample *samples = must(calloc(batches->n * n, sizeof *samples));
+    uint64_t *hashes = must(calloc(batches->n, sizeof *hashes));
+    bool good = true;
+    for (uint32_t i = 0; i < most && good; i++) {
+        good = xlstm_session_new(&d.sessions[i], b->model, &d.err) == XLSTM_OK;
+        d.segments[i] = (xlstm_segment){.session = d.sessions[i], .tokens = &d.ids[i], .count = 1, .want = XLSTM_WANT_LAST};
+    }
+    good = good && decode_rounds(&d, batches, samples, n, hashes);
+    for (size_t k = 0; k < batches->n && good; k++) {
+        const uint32_t batch = (uint32_t)batches->ids[k];
+        outcome r = {.test = "decode", .batch = batch, .length = 1, .hash = hashes[k]};
+        r.bytes = b->step_bytes + batch * b->state_bytes;
+        r.operations = batch * (b->token_operations + b->head_operations);
+        finish(&r, samples + k * n, n, batch);
+        double *gains = must(calloc(n, sizeof *gains));
+        for (size_t i = 0; i < n; i++)
+            gains[i] = batch / samples[k * n + i].seconds / (batches->ids[0] / samples[i].seconds);
+        r.gain = median(gains, n);
+        free(gains);
+        print_outcome(b, &r);
+    }
+    for (uint32_t i = 0; i < most; i++)
+        xlstm_session_free(d.sessions[i]);
+    free(d.sessions);
+    free(d.segments);
+    free(d.ids);
+    free(samples);
+    free(hashes);
+    return d.err.code ? fail_error(&d.err) : good ? EXIT_OK : EXIT_INTERRUPTED;
+}
+
+static int measure_prefill(bench *b, uint32_t length)
+{
+    const uint32_t pass = xlstm_model_get_info(b->model)->max_rows;
+    const size_t n = b->o->repetitions;
+    int32_t *ids = must(calloc(length, sizeof *ids));
+    sample *samples = must(calloc(n, sizeof *samples));
+    limits before = {0};
+    for (uint32_t i = 0; i < length; i++)
+        ids[i] = any_id(b, i);
+    xlstm_session *session;
+    xlstm_error err = {0};
+    int code = xlstm_session_new(&session, b->model, &err);
+    for (size_t round = 0; round <= n && !code && !interrupted(); round++) { /* the first is a warm-up */
+        code = xlstm_session_reset(session, &err);
+        const double started = now();
+        if (!code)
+            code = xlstm_prefill(session, ids, length, &err);
+        const double seconds = now() - started;
+        const limits after = measure_limits(b);
+        if (round > 0)
+            samples[round - 1] = (sample){seconds, between(&before, &after)};
+        before = after;
+    }
+    const bool stopped = interrupted();
+    if (!code && !stopped) {
+        outcome r = {.test = "prefill", .batch = 1, .length = length};
+        r.bytes = ((length + pass - 1) / pass) * b->step_bytes + b->state_bytes;
+        r.operations = b->token_operations * length + b->head_operations;
+        r.hash = XXH3_64bits(xlstm_session_logits(session), b->info->vocab_size * sizeof(float));
+        finish(&r, samples, n, length);
+        print_outcome(b, &r);
+    }
+    xlstm_session_free(session);
+    free(ids);
+    free(samples);
+    return code ? fail_error(&err) : stopped ? EXIT_INTERRUPTED : EXIT_OK;
+}
+
 /* ---- command ------------------------------------------------------------------------------------------------------ */
 
 static int measure_all(bench *b)
@@ -454,18 +517,9 @@ static int measure_all(bench *b)
     static int32_t default_prompts[] = {512}, default_batches[] = {1, 8};
     const id_list prompts = o->prompts.given ? o->prompts : (id_list){default_prompts, 1, true};
     const id_list batches = o->batches.given ? o->batches : (id_list){default_batches, 2, true};
-    outcome r;
-    int status = EXIT_OK;
-    for (size_t i = 0; i < batches.n && !o->no_decode && status == EXIT_OK && !interrupted(); i++) {
-        status = measure_decode(b, (uint32_t)batches.ids[i], &r);
-        if (status == EXIT_OK)
-            print_outcome(b, &r);
-    }
-    for (size_t i = 0; i < prompts.n && !o->no_prefill && status == EXIT_OK && !interrupted(); i++) {
-        status = measure_prefill(b, (uint32_t)prompts.ids[i], &r);
-        if (status == EXIT_OK)
-            print_outcome(b, &r);
-    }
+    int status = o->no_decode ? EXIT_OK : measure_decode(b, &batches);
+    for (size_t i = 0; i < prompts.n && !o->no_prefill && status == EXIT_OK && !interrupted(); i++)
+        status = measure_prefill(b, (uint32_t)prompts.ids[i]);
     return status;
 }
 
@@ -603,9 +657,10 @@ const command command_bench = {
         "with as many threads; the bandwidth is that of the fastest of many reading loops. A peak is named by its "
         "instruction: the limit of the kernel is what the kernel in use multiplies with (amx-bf16 / 3: each weight three "
         "times, because float32 activations are split in three), the limit of the chip is the fastest that takes weights "
-        "of this format without loss. Medians of the repetitions; spread is the whole range by the median. The hash of the "
-        "logits (decode: after two steps) tells whether two runs computed the same. A model that fits a cache is read faster "
-        "than memory: its share of the bandwidth can pass 100 %.\n"
+        "of this format without loss. Medians of the repetitions; spread is the whole range by the median. Batches are decoded "
+        "in turns, so that what the machine does meanwhile falls on all of them alike; gain is the tokens a second by those of "
+        "the first batch. The hash of the logits (decode: after two steps) tells whether two runs computed the same. A model "
+        "that fits a cache is read faster than memory: its share of the bandwidth can pass 100 %.\n"
         "\n"
         "Activations of a preset are bfloat16, the format published checkpoints were trained in, which lets products use "
         "bfloat16 instructions; those of a model are float32, as everywhere else, unless --dtype or --activations says "

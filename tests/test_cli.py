@@ -777,6 +777,11 @@ class Numbers(Case):
         got = json.loads(self.ok("bench", "-r", 1, "-b", "1,2", "--prompt-lengths", "64", "-n", 2, "--json"))
         self.assertEqual([(r["test"], r["batch"]) for r in got["results"]], [("decode", 1), ("decode", 2), ("prefill", 1)])
         self.assertTrue(all(r["tokens_per_second"] > 0 and r["share"] > 0 for r in got["results"]))
+        one, two, prompt = got["results"]
+        self.assertEqual((one["gain"], prompt["gain"]), (1, None))
+        self.assertTrue(0 < two["gain"] < 20)
+        alone = json.loads(self.ok("bench", "-r", 1, "-b", "2", "--no-prefill", "-n", 2, "--json"))["results"]
+        self.assertEqual((alone[0]["logits_hash"], alone[0]["gain"]), (two["logits_hash"], 1))
         again = json.loads(self.ok("bench", "-r", 1, "-b", "1,2", "--prompt-lengths", "64", "-n", 3, "--threads", 1, "--json"))
         self.assertEqual([r["logits_hash"] for r in got["results"]], [r["logits_hash"] for r in again["results"]])
 
