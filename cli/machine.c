@@ -314,7 +314,8 @@ struct machine {
     uint32_t threads;
     uint8_t *mapped, *memory; /* memory: on a huge page's border */
     size_t mapped_bytes, pieces;
-    size_t ways[KEPT + 1]; /* into read_ways; the fastest of the last measurement first, the challenger last */
+    size_t ways[KEPT + 1]; /* into read_ways; the fastest so far first, the challenger last */
+    double scores[WAYS];   /* how fast each was so far, in bytes a second of the first measurement */
     /* the measurement that is going on */
     const size_t *turns;    /* ways that take turns, */
     size_t n_turns;         /* so many; or */
@@ -413,11 +414,11 @@ static void read_rates(machine *m, double rates[WAYS], const size_t *ways, size_
         rates[w] = m->read.seconds[w] > 0 ? m->read.pieces[w] * PIECE / m->read.seconds[w] * m->threads : 0;
 }
 
-/* Ways by rate, the fastest first. */
-static void sort_ways(size_t *ways, size_t n, const double rates[WAYS])
+/* Ways by score, the best first. */
+static void sort_ways(size_t *ways, size_t n, const double scores[WAYS])
 {
     for (size_t i = 1; i < n; i++)
-        for (size_t k = i; k > 0 && rates[ways[k]] > rates[ways[k - 1]]; k--) {
+        for (size_t k = i; k > 0 && scores[ways[k]] > scores[ways[k - 1]]; k--) {
             const size_t way = ways[k];
             ways[k] = ways[k - 1];
             ways[k - 1] = way;
@@ -427,11 +428,10 @@ static void sort_ways(size_t *ways, size_t n, const double rates[WAYS])
 static void choose_ways(machine *m)
 {
     size_t all[WAYS];
-    double rates[WAYS];
     for (size_t w = 0; w < WAYS; w++)
         all[w] = w;
-    read_rates(m, rates, all, WAYS, 2);
-    sort_ways(all, WAYS, rates);
+    read_rates(m, m->scores, all, WAYS, 2);
+    sort_ways(all, WAYS, m->scores);
     memcpy(m->ways, all, sizeof m->ways);
 }
 
@@ -504,14 +504,25 @@ const char *machine_cpu(void)
     return *name ? name : "unknown processor";
 }
 
-/* Neighbours may have spoilt the choice: each time another way is tried beside the chosen ones, and takes the place of
- * the slowest if it was faster. */
+/* The rate is that of the way that was fastest in the measurements before: the fastest of this one would be the luckiest.
+ * Afterwards this one counts, too. Neighbours may have spoilt the first choice: each time another way is tried beside the
+ * kept ones, and takes the place of the last of them if it has done better by now. */
 double machine_read_bandwidth(machine *m, double seconds)
 {
-    double rates[WAYS];
+    enum { MEMORY = 8 }; /* measurements that a score is made of, about */
+    double rates[WAYS], kept_rates = 0, kept_scores = 0;
     read_rates(m, rates, m->ways, KEPT + 1, seconds);
+    const double rate = rates[m->ways[0]];
+    for (size_t k = 0; k < KEPT; k++) {
+        kept_rates += rates[m->ways[k]];
+        kept_scores += m->scores[m->ways[k]];
+    }
+    for (size_t k = 0; k <= KEPT && kept_rates > 0; k++) { /* bandwidth itself comes and goes: only ratios count */
+        double *score = &m->scores[m->ways[k]];
+        *score += (rates[m->ways[k]] * kept_scores / kept_rates - *score) / MEMORY;
+    }
     const size_t last = m->ways[KEPT];
-    sort_ways(m->ways, KEPT + 1, rates);
+    sort_ways(m->ways, KEPT + 1, m->scores);
     size_t other = last;
     for (bool chosen = true; chosen;) {
         chosen = false;
@@ -520,7 +531,7 @@ double machine_read_bandwidth(machine *m, double seconds)
             chosen |= m->ways[k] == other;
     }
     m->ways[KEPT] = other;
-    return rates[m->ways[0]];
+    return rate;
 }
 
 const char *machine_read_way(const machine *m)

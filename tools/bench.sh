@@ -40,7 +40,7 @@ measure()
 }
 
 rm -f "$csv.part"
-read -ra all <<<"${TYPES:-bf16 q8_0 q4_k}"
+read -ra all <<<"${TYPES:-bf16 q8_0 q4_k q4_0}"
 measure bf16 "${all[@]}"
 plain=()
 for type in "${all[@]}"; do
