@@ -103,6 +103,8 @@ const char *shipped_model(void);
 const char *model_path(const model_options *options);
 /* Opens with all settings; EXIT_OK, or another status after a message. Free with xlstm_model_free. */
 int open_model(xlstm_model **out, const model_options *options, bool headers_only);
+/* A session that stands where the state in this file does; NULL: at the start. EXIT_OK, or another status after a message. */
+int new_session(xlstm_session **out, xlstm_model *model, const char *state_in);
 /* The model's tokenizer, NULL after a message that says what it was needed `for`. */
 const xlstm_tokenizer *need_tokenizer(const xlstm_model *model, const char *what_for);
 

@@ -433,18 +433,10 @@ static int read_all(ingestion *in)
 static int ingest(ingestion *in)
 {
     const ingest_options *o = in->o;
-    xlstm_error err = {0};
     bool complete = false;
-    if (xlstm_session_new(&in->session, in->model, &err))
-        return fail_error(&err);
-    int status = open_text(in);
-    if (status == EXIT_OK && o->state_in) {
-        xlstm_state *state;
-        if (xlstm_state_load(&state, in->model, o->state_in, true, &err) ||
-            xlstm_state_restore(in->session, state, &err))
-            status = fail_error(&err);
-        xlstm_state_free(state);
-    }
+    int status = new_session(&in->session, in->model, o->state_in);
+    if (status == EXIT_OK)
+        status = open_text(in);
     if (status == EXIT_OK && o->resume)
         status = resume(in, &complete);
     in->started = now();

@@ -79,19 +79,13 @@ static int run(const void *options, char **arguments, size_t n)
         return status;
     prompt input = {0};
     xlstm_session *session = NULL;
-    xlstm_state *state = NULL;
-    xlstm_error err = {0};
     status = prompt_read(&input, &o->prompt, model);
     if (status == EXIT_OK && input.ids.n == 0)
         status = fail_usage("give at least one token with --prompt, --prompt-file or --prompt-ids");
-    if (status == EXIT_OK && xlstm_session_new(&session, model, &err))
-        status = fail_error(&err);
-    if (status == EXIT_OK && o->state_in &&
-        (xlstm_state_load(&state, model, o->state_in, true, &err) || xlstm_state_restore(session, state, &err)))
-        status = fail_error(&err);
+    if (status == EXIT_OK)
+        status = new_session(&session, model, o->state_in);
     if (status == EXIT_OK)
         status = print_logits(session, &input.ids, o->all);
-    xlstm_state_free(state);
     xlstm_session_free(session);
     prompt_free(&input);
     xlstm_model_free(model);

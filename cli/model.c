@@ -155,6 +155,19 @@ int open_model(xlstm_model **out, const model_options *options, bool headers_onl
     return code ? fail_error(&err) : EXIT_OK;
 }
 
+int new_session(xlstm_session **out, xlstm_model *model, const char *state_in)
+{
+    xlstm_state *state = NULL;
+    xlstm_error err = {0};
+    int code = xlstm_session_new(out, model, &err);
+    if (!code && state_in)
+        code = xlstm_state_load(&state, model, state_in, true, &err);
+    if (!code && state)
+        code = xlstm_state_restore(*out, state, &err);
+    xlstm_state_free(state);
+    return code ? fail_error(&err) : EXIT_OK;
+}
+
 const xlstm_tokenizer *need_tokenizer(const xlstm_model *model, const char *what_for)
 {
     const xlstm_tokenizer *tokenizer = xlstm_model_tokenizer(model);

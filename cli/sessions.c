@@ -283,21 +283,6 @@ static void print_more(void *user, sample *s)
     output_flush();
 }
 
-/* What the store would refuse after the text was generated. */
-static int check_name(const char *name)
-{
-    const size_t most = sizeof((xlstm_store_entry *)0)->name - 1;
-    if (strlen(name) > most)
-        return fail_usage("the session name has %zu bytes, expected at most %zu", strlen(name), most);
-    if (strspn(name, "0123456789") == strlen(name))
-        return fail_usage("the session name is \"%s\", expected one with a letter in it: sessions are found by number, too",
-                          name);
-    for (const char *p = name; *p; p++)
-        if ((unsigned char)*p < 0x20 || *p == 0x7f)
-            return fail_usage("the session name holds a control character");
-    return EXIT_OK;
-}
-
 /* Brings the session to where it was left. */
 static int take_up(talk *t, xlstm_store *store, const char *name)
 {
@@ -306,8 +291,12 @@ static int take_up(talk *t, xlstm_store *store, const char *name)
     xlstm_error err = {0};
     if (xlstm_session_new(&t->session, t->model, &err))
         return fail_error(&err);
-    if (xlstm_store_find(&e, store, name, &err))
-        return t->o->create && err.code == XLSTM_E_ARGUMENT ? check_name(name) : fail_error(&err);
+    if (xlstm_store_find(&e, store, name, &err)) {
+        if (!t->o->create || err.code != XLSTM_E_ARGUMENT)
+            return fail_error(&err);
+        /* what the store would refuse after the text was generated */
+        return xlstm_store_check_name(name, &err) ? fail_usage("%s", err.message) : EXIT_OK;
+    }
     t->id = e.id;
     int status = xlstm_store_load(&state, store, t->model, e.id, true, &err) ? fail_error(&err) : EXIT_OK;
     if (status == EXIT_OK && xlstm_state_restore(t->session, state, &err))

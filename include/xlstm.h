@@ -440,7 +440,10 @@ typedef struct xlstm_store_entry {
 
 XLSTM_API int xlstm_store_open(xlstm_store **out, const char *folder, xlstm_error *err);
 XLSTM_API void xlstm_store_close(xlstm_store *store);
-/* A new session; `name` may be NULL, but not empty and not a number. */
+/* Whether a session may have this name: up to 127 bytes, no control characters, not a number, because sessions are found by
+ * number, too. XLSTM_E_ARGUMENT says what is wrong. Functions that give names check this themselves. Any thread. */
+XLSTM_API int xlstm_store_check_name(const char *name, xlstm_error *err);
+/* A new session; `name` may be NULL. */
 XLSTM_API int xlstm_store_create(uint64_t *id, xlstm_store *store, const xlstm_state *state, const char *name,
                                  xlstm_error *err);
 /* Replaces the state of a session. */

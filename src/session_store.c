@@ -326,9 +326,8 @@ static bool is_number(const char *name)
     return name[0] != '\0' && strspn(name, "0123456789") == strlen(name);
 }
 
-static int check_name(const char *name, xlstm_error *err)
+int xlstm_store_check_name(const char *name, xlstm_error *err)
 {
-    if (name == NULL) return XLSTM_OK;
     if (name[0] == '\0') return xl_fail(err, XLSTM_E_ARGUMENT, "the session name is empty");
     if (strlen(name) >= sizeof(((xlstm_store_entry *)0)->name)) {
         return xl_fail(err, XLSTM_E_ARGUMENT, "the session name has %zu bytes, expected at most %zu", strlen(name),
@@ -372,7 +371,7 @@ int xlstm_store_create(uint64_t *id, xlstm_store *s, const xlstm_state *state, c
 {
     xlstm_state_info info;
     xlstm_state_get_info(state, &info);
-    int result = check_name(name, err);
+    int result = name == NULL ? XLSTM_OK : xlstm_store_check_name(name, err);
     if (result == XLSTM_OK) result = begin(s, err);
     if (result != XLSTM_OK) return result;
     sqlite3_stmt *q;
@@ -431,7 +430,7 @@ int xlstm_store_save(xlstm_store *s, uint64_t id, const xlstm_state *state, xlst
 
 int xlstm_store_fork(uint64_t *id, xlstm_store *s, uint64_t source, const char *name, xlstm_error *err)
 {
-    int result = check_name(name, err);
+    int result = name == NULL ? XLSTM_OK : xlstm_store_check_name(name, err);
     if (result == XLSTM_OK) result = begin(s, err);
     if (result != XLSTM_OK) return result;
     sqlite3_stmt *q;
@@ -453,7 +452,7 @@ int xlstm_store_fork(uint64_t *id, xlstm_store *s, uint64_t source, const char *
 int xlstm_store_rename(xlstm_store *s, uint64_t id, const char *name, xlstm_error *err)
 {
     if (name != NULL && name[0] == '\0') name = NULL;
-    int result = check_name(name, err);
+    int result = name == NULL ? XLSTM_OK : xlstm_store_check_name(name, err);
     if (result == XLSTM_OK) result = begin(s, err);
     if (result != XLSTM_OK) return result;
     sqlite3_stmt *q;

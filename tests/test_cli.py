@@ -830,7 +830,7 @@ class Numbers(Case):
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
             self.assertEqual((process.returncode, err), (130, b""))
-            self.assertLess(time.time() - started, 2)  # about a tenth of that on a quiet machine
+            self.assertLess(time.time() - started, 20)  # a tenth of a second on a quiet machine; the whole takes minutes
             if out:
                 json.loads(out)
 
@@ -990,7 +990,7 @@ class Sessions(Case):
         self.assertEqual(self.listed(), [])
 
     def test_names_are_refused_before_anything_is_said(self):
-        for name, says in (("a\nb", "control character"), ("n" * 300, "300 bytes"), ("7", "letter"), ("", "letter")):
+        for name, says in (("a\nb", "control character"), ("n" * 300, "300 bytes"), ("7", "letter"), ("", "empty")):
             self.fails(2, *self.session("resume", name, "--create", "-p", PROMPT), says=says)
         self.fails(1, *self.session("resume", "7", "-p", PROMPT), says='no session "7"')
         self.ok(*self.session("resume", "s", "--create", "-p", PROMPT, "--max-tokens", 1))

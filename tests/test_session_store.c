@@ -131,6 +131,8 @@ static void test_life_of_a_session(void **unused)
     REFUSED(xlstm_store_fork(&id, s, b, "first", &err), XLSTM_E_ARGUMENT, "named \"first\" already");
     REFUSED(xlstm_store_create(&id, s, states[0], name, &err), XLSTM_E_ARGUMENT, "128 bytes");
     REFUSED(xlstm_store_create(&id, s, states[0], "a\nb", &err), XLSTM_E_ARGUMENT, "control character");
+    REFUSED(xlstm_store_check_name("12", &err), XLSTM_E_ARGUMENT, "with a letter in it");
+    OK(xlstm_store_check_name("12 a", &err));
     REFUSED(xlstm_store_create(&id, s, states[0], "", &err), XLSTM_E_ARGUMENT, "empty");
     REFUSED(xlstm_store_fork(&id, s, b, "", &err), XLSTM_E_ARGUMENT, "empty");
     REFUSED(xlstm_store_create(&id, s, states[0], "1", &err), XLSTM_E_ARGUMENT, "\"1\", expected one with a letter");
