@@ -41,7 +41,7 @@ deps:
 
 # Lines changed since the last commit: what stands was laid out by hand where that reads better.
 format:
-	@git clang-format --extensions c,h
+	@git clang-format --force --extensions c,h
 
 lint: all
 	@tools/lint.sh $(C_FILES)
