@@ -84,7 +84,7 @@ typedef struct model_options {
     const char *model;
     xlstm_dtype dtype, kernel_dtype, state_dtype;
     int norm_reduction_float32, bos; /* xlstm_switch */
-    uint64_t threads, chunk_size, device_states, offload_blocks;
+    uint64_t threads, chunk_size, device, device_states, offload_blocks;
     const char *backend;
     uint32_t cpu_mask;
     bool no_repack, obey_config_eos, verbose, quiet;
@@ -95,7 +95,7 @@ extern const option_row model_rows[];
 extern const size_t n_model_rows;
 /* The group for a command's table: where its struct keeps its model_options. */
 #define MODEL_GROUP(type, member) {"Model", model_rows, MODEL_ROWS, offsetof(type, member)}
-enum { MODEL_ROWS = 17 };
+enum { MODEL_ROWS = 18 };
 
 /* The folder of the model that ships, "" if it is not where it belongs. Static storage. */
 const char *shipped_model(void);

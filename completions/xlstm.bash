@@ -39,6 +39,7 @@ _xlstm()
     generate:--threads | generate:-t) :; return ;;
     generate:--chunk-size) :; return ;;
     generate:--backend) :; return ;;
+    generate:--device) :; return ;;
     generate:--device-states) :; return ;;
     generate:--offload-blocks) :; return ;;
     generate:--cpu-mask) :; return ;;
@@ -71,6 +72,7 @@ _xlstm()
     chat:--threads | chat:-t) :; return ;;
     chat:--chunk-size) :; return ;;
     chat:--backend) :; return ;;
+    chat:--device) :; return ;;
     chat:--device-states) :; return ;;
     chat:--offload-blocks) :; return ;;
     chat:--cpu-mask) :; return ;;
@@ -85,6 +87,7 @@ _xlstm()
     info:--threads | info:-t) :; return ;;
     info:--chunk-size) :; return ;;
     info:--backend) :; return ;;
+    info:--device) :; return ;;
     info:--device-states) :; return ;;
     info:--offload-blocks) :; return ;;
     info:--cpu-mask) :; return ;;
@@ -102,6 +105,7 @@ _xlstm()
     logits:--threads | logits:-t) :; return ;;
     logits:--chunk-size) :; return ;;
     logits:--backend) :; return ;;
+    logits:--device) :; return ;;
     logits:--device-states) :; return ;;
     logits:--offload-blocks) :; return ;;
     logits:--cpu-mask) :; return ;;
@@ -126,6 +130,7 @@ _xlstm()
     perplexity:--threads | perplexity:-t) :; return ;;
     perplexity:--chunk-size) :; return ;;
     perplexity:--backend) :; return ;;
+    perplexity:--device) :; return ;;
     perplexity:--device-states) :; return ;;
     perplexity:--offload-blocks) :; return ;;
     perplexity:--cpu-mask) :; return ;;
@@ -144,6 +149,7 @@ _xlstm()
     trace:--threads | trace:-t) :; return ;;
     trace:--chunk-size) :; return ;;
     trace:--backend) :; return ;;
+    trace:--device) :; return ;;
     trace:--device-states) :; return ;;
     trace:--offload-blocks) :; return ;;
     trace:--cpu-mask) :; return ;;
@@ -157,6 +163,7 @@ _xlstm()
     diagnose:--threads | diagnose:-t) :; return ;;
     diagnose:--chunk-size) :; return ;;
     diagnose:--backend) :; return ;;
+    diagnose:--device) :; return ;;
     diagnose:--device-states) :; return ;;
     diagnose:--offload-blocks) :; return ;;
     diagnose:--cpu-mask) :; return ;;
@@ -180,6 +187,7 @@ _xlstm()
     bench:--threads | bench:-t) :; return ;;
     bench:--chunk-size) :; return ;;
     bench:--backend) :; return ;;
+    bench:--device) :; return ;;
     bench:--device-states) :; return ;;
     bench:--offload-blocks) :; return ;;
     bench:--cpu-mask) :; return ;;
@@ -197,6 +205,7 @@ _xlstm()
     ingest:--threads | ingest:-t) :; return ;;
     ingest:--chunk-size) :; return ;;
     ingest:--backend) :; return ;;
+    ingest:--device) :; return ;;
     ingest:--device-states) :; return ;;
     ingest:--offload-blocks) :; return ;;
     ingest:--cpu-mask) :; return ;;
@@ -232,6 +241,7 @@ _xlstm()
     session:--threads | session:-t) :; return ;;
     session:--chunk-size) :; return ;;
     session:--backend) :; return ;;
+    session:--device) :; return ;;
     session:--device-states) :; return ;;
     session:--offload-blocks) :; return ;;
     session:--cpu-mask) :; return ;;
@@ -261,6 +271,7 @@ _xlstm()
     imatrix:--threads | imatrix:-t) :; return ;;
     imatrix:--chunk-size) :; return ;;
     imatrix:--backend) :; return ;;
+    imatrix:--device) :; return ;;
     imatrix:--device-states) :; return ;;
     imatrix:--offload-blocks) :; return ;;
     imatrix:--cpu-mask) :; return ;;
@@ -268,21 +279,21 @@ _xlstm()
     imatrix:--set) :; return ;;
     esac
     case $command in
-    generate) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --max-tokens --samples --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --output --no-echo --stats --info --show-wiring --wiring-style --interactive --state-in --state-out --prefix-cache --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    chat) COMPREPLY=($(compgen -W '--help --max-tokens --system --chat-template --user-prefix --assistant-prefix --state-in --prefix-cache --escape --no-history --stats --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    info) COMPREPLY=($(compgen -W '--help --json --wiring --wiring-style --tensors --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    logits) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --all --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    generate) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --max-tokens --samples --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --output --no-echo --stats --info --show-wiring --wiring-style --interactive --state-in --state-out --prefix-cache --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    chat) COMPREPLY=($(compgen -W '--help --max-tokens --system --chat-template --user-prefix --assistant-prefix --state-in --prefix-cache --escape --no-history --stats --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    info) COMPREPLY=($(compgen -W '--help --json --wiring --wiring-style --tensors --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    logits) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --all --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     tokenize) COMPREPLY=($(compgen -W '--help --model --prompt --decode --json --jsonl --special --literal --skip-special' -- "$word")) ;;
-    perplexity) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --tokens --window --stride --kl-base --kl --state-in --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    trace) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --json --dump --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    diagnose) COMPREPLY=($(compgen -W '--help --json --quick --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    bench) COMPREPLY=($(compgen -W '--help --preset --type --activations --prompt-lengths --batch --thread-counts --repetitions --tokens --no-prefill --no-decode --limit-read --limit-peak --json --csv --md --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
-    ingest) COMPREPLY=($(compgen -W '--help --file --state-out --state-in --checkpoint-every --resume --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    perplexity) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --tokens --window --stride --kl-base --kl --state-in --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    trace) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --json --dump --state-in --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    diagnose) COMPREPLY=($(compgen -W '--help --json --quick --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    bench) COMPREPLY=($(compgen -W '--help --preset --type --activations --prompt-lengths --batch --thread-counts --repetitions --tokens --no-prefill --no-decode --limit-read --limit-peak --json --csv --md --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    ingest) COMPREPLY=($(compgen -W '--help --file --state-out --state-in --checkpoint-every --resume --json --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     state) COMPREPLY=($(compgen -W '--help --to --weights --note --json' -- "$word")) ;;
-    session) COMPREPLY=($(compgen -W '--help --store --name --create --idle --max-tokens --stats --json --prompt --prompt-file --prompt-ids --escape --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    session) COMPREPLY=($(compgen -W '--help --store --name --create --idle --max-tokens --stats --json --prompt --prompt-file --prompt-ids --escape --temperature --top-k --top-p --min-p --repetition-penalty --frequency-penalty --presence-penalty --penalty-window --logit-bias --seed --stop --stop-id --ignore-eos --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     convert) COMPREPLY=($(compgen -W '--help --type --set --threads --verbose --quiet' -- "$word")) ;;
     quantize) COMPREPLY=($(compgen -W '--help --imatrix --type-embedding --type-head --tensor --type --set --threads --verbose --quiet' -- "$word")) ;;
-    imatrix) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --output --tokens --window --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
+    imatrix) COMPREPLY=($(compgen -W '--help --prompt --prompt-file --prompt-ids --escape --output --tokens --window --model --dtype --kernel-dtype --state-dtype --norm-reduction-float32 --threads --chunk-size --backend --device --device-states --offload-blocks --cpu-mask --bos --obey-config-eos --no-repack --set --verbose --quiet' -- "$word")) ;;
     esac
 }
 complete -F _xlstm xlstm

@@ -66,6 +66,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device'=[which GPU, where there are several]:N: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
@@ -110,6 +111,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device'=[which GPU, where there are several]:N: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
@@ -135,6 +137,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device'=[which GPU, where there are several]:N: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
@@ -162,6 +165,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device'=[which GPU, where there are several]:N: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
@@ -206,6 +210,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device'=[which GPU, where there are several]:N: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
@@ -234,6 +239,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device'=[which GPU, where there are several]:N: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
@@ -257,6 +263,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device'=[which GPU, where there are several]:N: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
@@ -293,6 +300,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device'=[which GPU, where there are several]:N: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
@@ -320,6 +328,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device'=[which GPU, where there are several]:N: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
@@ -373,6 +382,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device'=[which GPU, where there are several]:N: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \
@@ -423,6 +433,7 @@ _xlstm() {
             {-t,--threads}'=[threads to compute with]:N: ' \
             --chunk-size'=[tokens a chunk while reading a prompt]:N: ' \
             --backend'=[cpu, cuda, reference or reference64]:NAME: ' \
+            --device'=[which GPU, where there are several]:N: ' \
             --device-states'=[most sessions whose states are in GPU memory at once, the others wait in host memory]:N: ' \
             --offload-blocks'=[run only the first K blocks on the backend, the rest on the cpu]:K: ' \
             --cpu-mask'=[instruction sets the cpu backend may use\: scalar, avx2, avx512, avx512-bf16, avx512-vnni, amx, neon, dotprod]:NAMES: ' \

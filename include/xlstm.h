@@ -121,6 +121,7 @@ typedef struct xlstm_model_options {
     uint32_t chunk_size;      /* tokens a chunk in prefill; 0: the checkpoint's (64). 1 .. 4096 */
     uint32_t max_rows;        /* most token rows in one pass through the blocks; 0: 512, on a GPU 2048; at least a chunk, at most 1048576.
                                  Bounds scratch memory */
+    uint32_t device;          /* which GPU of this machine, as its driver numbers them from 0; models may be on different ones */
     uint32_t device_states;   /* most states in a GPU's memory at once, the others wait in the host's; 0: what fits */
     uint32_t cpu_mask;        /* instruction sets the cpu backend may use, XLSTM_CPU_* bits; 0: all it finds */
     bool no_repack;           /* use weights where they are mapped; no second layout */

@@ -448,6 +448,7 @@ static int make_backend(xlstm_model *m, const xlstm_model_options *o, const xl_l
         .ffn_dim = d->ffn_dim,
         .vocab_size = d->vocab_size,
         .state = c->numerics.state.dtype,
+        .device = o->device,
         .device_states = o->device_states,
         .log = log,
     };
@@ -456,6 +457,10 @@ static int make_backend(xlstm_model *m, const xlstm_model_options *o, const xl_l
                        "%u blocks shall be offloaded, but no backend is named for them; name it, as in --backend cuda "
                        "--offload-blocks %u",
                        o->offload_blocks, o->offload_blocks);
+    }
+    if (o->device != 0 && !xl_backend_is_device(o->backend)) {
+        return xl_fail(err, XLSTM_E_ARGUMENT, "device %u: the backend %s runs on processors; choose one with devices, as in --backend "
+                       "cuda --device %u", o->device, o->backend == NULL ? "cpu" : o->backend, o->device);
     }
     int result = m->offloaded != 0 ? xl_split_open(&m->backend, o->backend, "cpu", m->offloaded, &options, err)
                                    : xl_backend_open(&m->backend, o->backend, &options, err);

@@ -551,6 +551,8 @@ class State(Case):
         self.fails(2, "generate", "-p", PROMPT, "--offload-blocks", -1, says="--offload-blocks")
         self.fails(1, "generate", "-p", PROMPT, "--offload-blocks", 4, "--backend", "reference64", says="float64")
         self.ok("info", "--offload-blocks", 4)
+        self.fails(1, "generate", "-p", PROMPT, "--device", 1, says=("device 1", "cpu", "--backend cuda --device 1"))
+        self.fails(2, "generate", "-p", PROMPT, "--device", -1, says="--device")
 
     def test_prompt_after_a_state(self):
         self.ok("generate", "--prompt-ids", "3244,786", "--max-tokens", 0, "--state-out", self.path("s"))

@@ -2,7 +2,7 @@
  * test_cuda.cu — every operation of the cuda backend against the float64 reference backend, through the same vtable:
  * ragged shapes, every weight format, guard rows and poisoned outputs, runs of mixed length, replayed passes, fault
  * codes. Needs a GPU; prints one line a group and the worst error. `test_cuda quick` leaves out the large shapes,
- * `test_cuda race` most of them (for compute-sanitizer); the name of a group runs it alone.
+ * `test_cuda race` most of them (for compute-sanitizer); the name of a group runs it alone; `device=1` takes the second GPU.
  */
 #include "cuda_device.cuh"
 extern "C" {
@@ -222,9 +222,12 @@ struct twins {
     }
 };
 
+static uint32_t gpu; /* that the tests run on */
+
 static xl_backend_options options_for(xlstm_dtype act)
 {
     xl_backend_options o = {};
+    o.device = gpu;
     o.max_rows = 320;
     o.max_runs = 16;
     o.chunk_size = 64;
@@ -999,7 +1002,7 @@ static void test_errors()
     xl_backend *be;
     o.device = 1000;
     check("errors", "device", xlstm_cuda_backend()->open(&be, &o, &err) != XLSTM_E_ARGUMENT, 0);
-    o.device = 0;
+    o.device = gpu;
     MUST(xlstm_cuda_backend()->open(&be, &o, &err));
     xl_buffer *b;
     check("errors", "memory", be->ops->buffer_new(be, &b, 1u << 30, 1u << 12, &err) != XLSTM_E_MEMORY, 0);
@@ -1032,12 +1035,14 @@ int main(int argc, char **argv)
                   {"poison", test_poison, true},
                   {"spill", test_spill, true},
                   {"threads", test_threads, true},
+                  {"devices", test_devices, true},
                   {"sample", test_sample, true}};
     setvbuf(stdout, nullptr, _IOLBF, 0);
     const char *only = nullptr;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "race") == 0) race = quick = true;
         else if (strcmp(argv[i], "quick") == 0) quick = true;
+        else if (sscanf(argv[i], "device=%u", &gpu) == 1) continue;
         else only = argv[i];
     }
     xl_backend_options o = options_for(XLSTM_F32);

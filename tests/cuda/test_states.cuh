@@ -579,3 +579,32 @@ static void test_threads()
     check("threads", "bits", alone != pass_on(true), 0);
     printf("threads: %d checks, %d failures so far\n", checks - before, failures);
 }
+
+/* Passes on the second device while the first is busy. */
+static void test_devices()
+{
+    int before = checks, found = 0;
+    if (cudaGetDeviceCount(&found) != cudaSuccess || found < 2) {
+        printf("skip: devices: needs two GPUs, found %d\n", found);
+        return;
+    }
+    const uint32_t usual = gpu, other = usual == 0;
+    uint64_t start = seed;
+    std::vector<uint8_t> alone = pass_on(false);
+    xl_backend_options o = options_for(XLSTM_F32);
+    xl_backend *be;
+    MUST(xlstm_cuda_backend()->open(&be, &o, &err));
+    std::atomic<bool> stop(false);
+    std::atomic<int> bad(0);
+    std::vector<std::thread> busy;
+    for (uint32_t i = 0; i < 2; i++) busy.emplace_back(bother, be, 50 * i, &stop, &bad);
+    seed = start;
+    gpu = other;
+    check("devices", "bits", alone != pass_on(true), 0);
+    gpu = usual;
+    stop = true;
+    for (std::thread &one : busy) one.join();
+    check("devices", "states of the first", bad, 0);
+    be->ops->close(be);
+    printf("devices: %d checks, %d failures so far\n", checks - before, failures);
+}
