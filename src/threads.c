@@ -225,7 +225,8 @@ uint32_t xl_pool_threads(const xl_pool *pool) { return pool->threads; }
 
 void xl_pool_run(xl_pool *pool, uint32_t n, xl_task_fn fn, void *arg)
 {
-    if (n <= 1 || pool->threads == 1) {
+    /* a forked child has no workers, and its copy of the mutex may be one that a worker held */
+    if (n <= 1 || pool->threads == 1 || pool->process != getpid()) {
         for (uint32_t i = 0; i < n; i++) fn(arg, i, 0);
         return;
     }
