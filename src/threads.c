@@ -143,7 +143,8 @@ static void *work(void *arg)
 
 static void wake_workers(xl_pool *pool)
 {
-    if (atomic_load(&pool->sleepers) == 0) return;
+    /* a forked child has no workers, and its copy of the mutex may be one that a worker held */
+    if (atomic_load(&pool->sleepers) == 0 || pool->process != getpid()) return;
     pthread_mutex_lock(&pool->mutex);
     pthread_cond_broadcast(&pool->work);
     pthread_mutex_unlock(&pool->mutex);
@@ -225,8 +226,7 @@ uint32_t xl_pool_threads(const xl_pool *pool) { return pool->threads; }
 
 void xl_pool_run(xl_pool *pool, uint32_t n, xl_task_fn fn, void *arg)
 {
-    /* a forked child has no workers, and its copy of the mutex may be one that a worker held */
-    if (n <= 1 || pool->threads == 1 || pool->process != getpid()) {
+    if (n <= 1 || pool->threads == 1) {
         for (uint32_t i = 0; i < n; i++) fn(arg, i, 0);
         return;
     }

@@ -65,6 +65,19 @@ class Case(unittest.TestCase):
     def greedy(self, *arguments):
         return json.loads(self.ok("generate", "--temperature", 0, "--output", "json", *arguments))
 
+    def interrupt_reading(self, *arguments, says):
+        """Ctrl-C while a long prompt is read: nothing is generated, and the message says what became of it."""
+        write(self.path("long"), b"The king and the queen went to the forest. " * 40000)
+        process = subprocess.Popen([PROGRAM, *arguments, "-f", self.path("long"), "--backend", "reference"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        self.assertIn(process.returncode, (130, -signal.SIGINT))  # the latter if it came while the model was opened
+        self.assertEqual(out, b"")
+        if process.returncode == 130:
+            self.assertIn(says, err.decode())
+
     def setUp(self):
         self.folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, self.folder)
@@ -415,16 +428,7 @@ class Generate(Case):
 
     def test_interrupt_while_reading(self):
         """What was read in part is not saved."""
-        write(self.path("long"), b"The king and the queen went to the forest. " * 40000)
-        process = subprocess.Popen([PROGRAM, "generate", "-f", self.path("long"), "--state-out", self.path("s"), "--backend",
-                                    "reference"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
-        time.sleep(2)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        self.assertIn(process.returncode, (130, -signal.SIGINT))  # the latter if it came while the model was opened
-        self.assertEqual(out, b"")
-        if process.returncode == 130:
-            self.assertIn(b"no state was saved", err)
+        self.interrupt_reading("generate", "--state-out", self.path("s"), says="no state was saved")
         self.assertFalse(os.path.exists(self.path("s")))
 
     def test_interactive(self):
@@ -980,15 +984,7 @@ class Sessions(Case):
         self.assertEqual(self.listed()[0]["position"], position + 2)
 
     def test_interrupted_while_reading(self):
-        write(self.path("long"), b"The king and the queen went to the forest. " * 40000)
-        process = self.start(*self.session("resume", "s", "--create", "-f", self.path("long"), "--backend", "reference"))
-        time.sleep(2)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        self.assertIn(process.returncode, (130, -signal.SIGINT))  # the latter if it came while the model was opened
-        self.assertEqual(out, b"")
-        if process.returncode == 130:
-            self.assertIn(b"interrupted while reading the prompt; nothing was stored", err)
+        self.interrupt_reading(*self.session("resume", "s", "--create"), says="interrupted while reading the prompt; nothing was stored")
         self.assertEqual(self.listed(), [])
 
     def test_names_are_refused_before_anything_is_said(self):

@@ -130,19 +130,23 @@ static void test_forked_child(void **state)
     (void)state;
     xl_pool *pool;
     assert_int_equal(xl_pool_new(&pool, 3, NULL), XLSTM_OK);
-    atomic_uint pieces = 0;
-    xl_pool_run(pool, 100, tally, &pieces);
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        alarm(20);
+    /* at different times after a region: workers still spin, are about to sleep with the mutex in their hands, or sleep */
+    for (useconds_t wait = 0; wait < 2000; wait += 50) {
+        atomic_uint pieces = 0;
         xl_pool_run(pool, 100, tally, &pieces);
-        xl_pool_free(pool);
-        _exit(atomic_load(&pieces) == 200 ? 0 : 1);
+        usleep(wait);
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0) {
+            alarm(20);
+            xl_pool_run(pool, 100, tally, &pieces);
+            xl_pool_free(pool);
+            _exit(atomic_load(&pieces) == 200 ? 0 : 1);
+        }
+        int status = 0;
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     }
-    int status = 0;
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     xl_pool_free(pool);
 }
 
